@@ -1,0 +1,149 @@
+"""One typed, frozen Config from one TOML file and the environment.
+
+Every setting stands once in `Config` with its default, unit and help. The file is
+`<data_dir>/firebrick.toml` (or `FIREBRICK_CONFIG`); the environment wins: `FIREBRICK_API_PORT=3100`.
+Unknown keys are refused, so that a typing mistake cannot silently mean the default.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from firebrick.model.errors import Invalid
+
+ENV_PREFIX = "FIREBRICK_"
+
+
+def setting(default: Any, unit: str, help: str) -> Any:
+    return field(default=default, metadata={"unit": unit, "help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings. `firebrick config` prints them; docs/reference/settings.md is made from this table."""
+
+    data_dir: Path = setting(Path("/var/lib/firebrick"), "path", "where everything that must survive is kept")
+    host: str = setting("127.0.0.1", "address", "address that the API and the edge listen on")
+    api_port: int = setting(3000, "port", "port of the REST API")
+    edge_port: int = setting(3002, "port", "port of the edge: all traffic to sandboxes")
+    domain: str = setting("", "name", "domain of sandbox host names; empty means sandbox.localhost:<edge_port>")
+    runtime: str = setting("auto", "name", "auto, gvisor, container or sim; auto takes the strongest that works here")
+    runsc_path: str = setting("", "path", "runsc binary; empty: the one installed by us, then PATH")
+    oci_runtime_path: str = setting("", "path", "runc or crun binary; empty: found on PATH")
+    network_prefix: str = setting("10.111.0.0/16", "CIDR", "addresses of slots on this host; must be unused there")
+    slot_count: int = setting(0, "count", "network slots made ahead; 0 sizes it to the machine")
+    dns_servers: str = setting("8.8.8.8,1.1.1.1", "addresses", "name servers a sandbox is told, comma-separated")
+    warm_count: int = setting(2, "count", "ready sandboxes kept of a hot template; 0 turns the pool off")
+    warm_memory_mib: int = setting(512, "MiB", "most memory the warm pool may hold in all")
+    start_concurrency: int = setting(4, "count", "machines started at the same time")
+    default_millicpu: int = setting(2000, "millicpu", "CPU of a sandbox of the base template")
+    default_memory_mib: int = setting(1024, "MiB", "memory of a sandbox of the base template")
+    default_disk_mib: int = setting(10240, "MiB", "most a sandbox may write to its disk")
+    default_process_count: int = setting(4096, "count", "most processes and threads in a sandbox")
+    cpu_overcommit: float = setting(8.0, "ratio", "promised CPU over real CPU at most")
+    memory_overcommit: float = setting(4.0, "ratio", "promised memory over real memory at most")
+    max_sandboxes_per_team: int = setting(200, "count", "concurrent sandboxes of a new team")
+    max_timeout_s: int = setting(86_400, "s", "longest timeout that may be asked for")
+    log_level: str = setting("info", "level", "debug, info, warning or error")
+
+    @property
+    def sandbox_domain(self) -> str:
+        """What follows `<port>-<id>.` in a sandbox's host name; may hold a port."""
+        return self.domain or f"sandbox.localhost:{self.edge_port}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and pid files: worthless after a reboot."""
+        return self.data_dir / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.data_dir / "log"
+
+    @property
+    def node_dir(self) -> Path:
+        """The node agent's: machines, records, uppers, slots."""
+        return self.data_dir / "node"
+
+    @property
+    def templates_dir(self) -> Path:
+        """`<build_id>/rootfs.erofs` and `<build_id>/build.json`, written last."""
+        return self.data_dir / "templates"
+
+    @property
+    def tools_dir(self) -> Path:
+        """Binaries and images that we installed: runsc, the guest agent's image."""
+        return self.data_dir / "tools"
+
+    @property
+    def node_socket(self) -> Path:
+        return self.run_dir / "node.sock"
+
+    @property
+    def catalog_socket(self) -> Path:
+        return self.run_dir / "catalog.sock"
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite+aiosqlite:///{self.data_dir}/firebrick.db"
+
+    @property
+    def credentials_file(self) -> Path:
+        """The first team's API key, for `firebrick env`. Mode 0600."""
+        return self.data_dir / "credentials.json"
+
+
+def load_config(environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
+    """Read the file, then the environment, then `overrides` (None means not given).
+
+    Raises:
+        Invalid: unknown key, wrong type or a value that cannot work; names the key and where it came from.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    data_dir = Path(overrides.get("data_dir") or env.get("FIREBRICK_DATA_DIR") or Config().data_dir)
+    path = Path(env.get("FIREBRICK_CONFIG") or data_dir / "firebrick.toml")
+    if path.is_file():
+        try:
+            raw = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise Invalid(f"The settings file {path} is not valid TOML: {exc}. Mend or remove it.") from exc
+        for key, value in raw.items():
+            values[key] = _parse(key, value, str(path))
+    for name, text in env.items():
+        if name.startswith(ENV_PREFIX) and name not in ("FIREBRICK_CONFIG", "FIREBRICK_API_KEY"):
+            key = name.removeprefix(ENV_PREFIX).lower()
+            values[key] = _parse(key, text, name)
+    values |= {key: _parse(key, value, "the command line") for key, value in overrides.items() if value is not None}
+    config = replace(Config(), **values)
+    _check(config)
+    return config
+
+
+def _parse(key: str, value: Any, source: str) -> Any:
+    known = {item.name: item for item in fields(Config)}
+    if key not in known:
+        raise Invalid(f"Unknown setting '{key}' in {source}. Known: {', '.join(sorted(known))}.")
+    default: Any = known[key].default
+    try:
+        if isinstance(default, Path):
+            return Path(value).expanduser().absolute()
+        if isinstance(value, bool):
+            raise ValueError(value)
+        return type(default)(value)
+    except (TypeError, ValueError) as exc:
+        wanted = type(default).__name__
+        raise Invalid(f"Setting '{key}' in {source} must be a {wanted}, not {value!r}.") from exc
+
+
+def _check(config: Config) -> None:
+    for key in ("api_port", "edge_port"):
+        if not 0 < getattr(config, key) < 65536:
+            raise Invalid(f"Setting '{key}' must be a port from 1 to 65535, not {getattr(config, key)}.")
+    if config.api_port == config.edge_port:
+        raise Invalid(f"Settings 'api_port' and 'edge_port' are both {config.api_port}; give them different ports.")
+    if config.runtime not in ("auto", "gvisor", "container", "sim"):
+        raise Invalid(f"Setting 'runtime' must be auto, gvisor, container or sim, not '{config.runtime}'.")

@@ -1,0 +1,1 @@
+"""Words: frozen values, typed ids, enums and errors. No I/O, no clock, nothing of ours below it."""

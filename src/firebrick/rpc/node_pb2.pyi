@@ -1,0 +1,200 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NodeDescription(_message.Message):
+    __slots__ = ("node_id", "version", "runtimes", "builds", "millicpu", "memory_mib", "disk_mib", "free_slot_count", "starting_count", "warm_count")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIMES_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    MILLICPU_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    DISK_MIB_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STARTING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    version: str
+    runtimes: _containers.RepeatedScalarFieldContainer[str]
+    builds: _containers.RepeatedScalarFieldContainer[str]
+    millicpu: int
+    memory_mib: int
+    disk_mib: int
+    free_slot_count: int
+    starting_count: int
+    warm_count: int
+    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., runtimes: _Optional[_Iterable[str]] = ..., builds: _Optional[_Iterable[str]] = ..., millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., free_slot_count: _Optional[int] = ..., starting_count: _Optional[int] = ..., warm_count: _Optional[int] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("millicpu", "memory_mib", "disk_mib", "process_count")
+    MILLICPU_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    DISK_MIB_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    millicpu: int
+    memory_mib: int
+    disk_mib: int
+    process_count: int
+    def __init__(self, millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., process_count: _Optional[int] = ...) -> None: ...
+
+class StartSandboxRequest(_message.Message):
+    __slots__ = ("sandbox_id", "build_id", "limits", "env", "access_token", "runtime", "deny_internet", "metadata", "template_id")
+    class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    DENY_INTERNET_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    build_id: str
+    limits: Limits
+    env: _containers.ScalarMap[str, str]
+    access_token: str
+    runtime: str
+    deny_internet: bool
+    metadata: _containers.ScalarMap[str, str]
+    template_id: str
+    def __init__(self, sandbox_id: _Optional[str] = ..., build_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., env: _Optional[_Mapping[str, str]] = ..., access_token: _Optional[str] = ..., runtime: _Optional[str] = ..., deny_internet: _Optional[bool] = ..., metadata: _Optional[_Mapping[str, str]] = ..., template_id: _Optional[str] = ...) -> None: ...
+
+class NodeSandbox(_message.Message):
+    __slots__ = ("sandbox_id", "machine_id", "runtime", "address", "started_at_us", "from_warm")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    FROM_WARM_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    machine_id: str
+    runtime: str
+    address: str
+    started_at_us: int
+    from_warm: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., runtime: _Optional[str] = ..., address: _Optional[str] = ..., started_at_us: _Optional[int] = ..., from_warm: _Optional[bool] = ...) -> None: ...
+
+class KillSandboxRequest(_message.Message):
+    __slots__ = ("sandbox_id",)
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    def __init__(self, sandbox_id: _Optional[str] = ...) -> None: ...
+
+class KillSandboxResponse(_message.Message):
+    __slots__ = ("was_running",)
+    WAS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    was_running: bool
+    def __init__(self, was_running: _Optional[bool] = ...) -> None: ...
+
+class ListSandboxesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSandboxesResponse(_message.Message):
+    __slots__ = ("sandboxes",)
+    SANDBOXES_FIELD_NUMBER: _ClassVar[int]
+    sandboxes: _containers.RepeatedCompositeFieldContainer[NodeSandbox]
+    def __init__(self, sandboxes: _Optional[_Iterable[_Union[NodeSandbox, _Mapping]]] = ...) -> None: ...
+
+class ReadUsageRequest(_message.Message):
+    __slots__ = ("sandbox_id",)
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    def __init__(self, sandbox_id: _Optional[str] = ...) -> None: ...
+
+class SandboxUsage(_message.Message):
+    __slots__ = ("timestamp_us", "cpu_ns", "memory_bytes", "memory_limit_bytes", "disk_bytes", "disk_limit_bytes", "process_count", "cpu_used_pct")
+    TIMESTAMP_US_FIELD_NUMBER: _ClassVar[int]
+    CPU_NS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CPU_USED_PCT_FIELD_NUMBER: _ClassVar[int]
+    timestamp_us: int
+    cpu_ns: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    disk_bytes: int
+    disk_limit_bytes: int
+    process_count: int
+    cpu_used_pct: float
+    def __init__(self, timestamp_us: _Optional[int] = ..., cpu_ns: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_limit_bytes: _Optional[int] = ..., process_count: _Optional[int] = ..., cpu_used_pct: _Optional[float] = ...) -> None: ...
+
+class ReadLogsRequest(_message.Message):
+    __slots__ = ("sandbox_id", "start_ms", "limit")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    START_MS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    start_ms: int
+    limit: int
+    def __init__(self, sandbox_id: _Optional[str] = ..., start_ms: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class LogEntry(_message.Message):
+    __slots__ = ("timestamp_us", "level", "message", "fields")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TIMESTAMP_US_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    timestamp_us: int
+    level: str
+    message: str
+    fields: _containers.ScalarMap[str, str]
+    def __init__(self, timestamp_us: _Optional[int] = ..., level: _Optional[str] = ..., message: _Optional[str] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ReadLogsResponse(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ...) -> None: ...
+
+class WatchExitsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SandboxExit(_message.Message):
+    __slots__ = ("sandbox_id", "machine_id", "cause", "exit_code", "detail")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    machine_id: str
+    cause: str
+    exit_code: int
+    detail: str
+    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., cause: _Optional[str] = ..., exit_code: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,131 @@
+"""The runtime seam: one driver starts, watches and destroys machines of one kind.
+
+Life of a machine, as a driver sees it:
+
+    start ──▶ running ──▶ (exit, by itself or by destroy) ──▶ destroyed
+
+- A driver owns what it makes for a machine: processes, cgroups, the runtime's own state, files below
+  `spec.directory`. It does not own the rootfs mount, the network slot or the agent mount: those are handed
+  in ready and taken back by the caller after `destroy`.
+- A machine never depends on our process: it is started detached, inherits no pipe, socket or terminal of
+  ours, and `recover` finds it after a restart. Killing the node agent ends no machine.
+- `destroy` is two promises: when it returns, nothing of the guest runs any more; what the runtime needs
+  long for (runsc deletes in over a second) is finished behind it, and `recover` finishes it after a crash.
+- Optional power is a Capability, never a method that raises NotImplementedError.
+- Foreign errors are translated here: RuntimeFailed says what was being done to which machine and why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from firebrick.model.errors import Internal
+from firebrick.model.ids import MachineId
+from firebrick.model.machine import Limits, MachineExit, RuntimeName, Usage
+
+AGENT_MOUNT = "/.firebrick"
+"""Where the guest agent's read-only runtime appears inside every machine."""
+
+CONSOLE_NAME = "console"
+"""FIFO in `spec.directory` that the machine's standard output and error go to. The driver opens it read-write
+for the machine, so a machine never blocks on a reader and never gets SIGPIPE; the node drains it into a
+bounded file. A regular file would let a guest fill the host's disk."""
+
+
+class RuntimeFailed(Internal):
+    """The runtime's own tool failed. `message` is safe for callers; `detail` holds the command and its output."""
+
+
+class Capability(StrEnum):
+    """What some drivers can do and others cannot."""
+
+    FREEZE = "freeze"
+    MEMORY_SNAPSHOT = "memory_snapshot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """Everything a driver needs to start one machine.
+
+    Attributes:
+        machine_id: fixed length, see `model.ids`.
+        directory: exists, empty but for the console FIFO, on the host; the driver's to fill, the caller's to remove.
+        rootfs: mounted and writable tree to use as `/`.
+        agent_dir: host directory, mounted read-only at AGENT_MOUNT.
+        netns: path of a network namespace that already holds the inside address and routes.
+        argv: program and arguments, run as root inside with `/` as its directory: the guest agent.
+        env: its whole environment.
+        hostname: at most 63 characters.
+        files: extra read-only files, {absolute inside path: host file}, such as /etc/resolv.conf.
+    """
+
+    machine_id: MachineId
+    directory: Path
+    rootfs: Path
+    agent_dir: Path
+    netns: Path
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    hostname: str
+    limits: Limits
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineStatus:
+    """What `inspect` saw. `pid` is the host process whose end is the machine's end; None when it is gone."""
+
+    machine_id: MachineId
+    is_running: bool
+    pid: int | None
+
+
+class Runtime(Protocol):
+    """One driver. All methods may be called at the same time for different machines; per machine the caller
+    makes one call at a time, but for `wait_exit` and `usage`, which may run beside any other."""
+
+    @property
+    def name(self) -> RuntimeName: ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    async def start(self, spec: MachineSpec) -> MachineStatus:
+        """Start the machine; return when its first process runs (not when the guest agent answers).
+
+        Raises: RuntimeFailed — the machine is not there and nothing is left of it.
+        Cancel: as RuntimeFailed.
+        """
+        ...
+
+    async def destroy(self, machine_id: MachineId) -> None:
+        """End the machine now. Idempotent: a machine that is not there is fine.
+
+        Effects: every process of the guest is gone when this returns, the rootfs is no longer in use and may
+        be unmounted. Slow bookkeeping goes on behind (`close` waits for it).
+        """
+        ...
+
+    async def inspect(self, machine_id: MachineId) -> MachineStatus:
+        """Look, cheaply (no command is run). An unknown machine is `is_running=False`."""
+        ...
+
+    async def wait_exit(self, machine_id: MachineId) -> MachineExit:
+        """Return when the machine has ended and why: OOM if its cgroup saw an OOM kill of the first process,
+        LOST if nothing is known. Also for machines that an earlier process of ours started."""
+        ...
+
+    async def usage(self, machine_id: MachineId) -> Usage | None:
+        """One reading from the host's side (`disk_bytes` is 0: the rootfs driver knows it). None when gone."""
+        ...
+
+    async def recover(self) -> tuple[MachineId, ...]:
+        """Find what an earlier process of ours left: return the machines that run, finish what was half made
+        or half destroyed. Called once, before anything else."""
+        ...
+
+    async def close(self) -> None:
+        """Wait for bookkeeping behind. Machines go on running."""
+        ...
