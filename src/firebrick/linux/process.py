@@ -116,6 +116,13 @@ class ProcessRef:
 
     def kill(self) -> None:
         """SIGKILL it, if it is still the same process."""
+        self.send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM it, if it is still the same process."""
+        self.send(signal.SIGTERM)
+
+    def send(self, number: signal.Signals) -> None:
         try:
             descriptor = os.pidfd_open(self.pid)
         except (ProcessLookupError, OSError):
@@ -123,7 +130,7 @@ class ProcessRef:
         try:
             # NOTE: the start time is compared after the pidfd is open, so the pid cannot be reused between.
             if self.is_alive():
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                signal.pidfd_send_signal(descriptor, number)
         except ProcessLookupError:
             pass
         finally:
@@ -144,6 +151,36 @@ def _read_stat(pid: int) -> tuple[str, int] | None:
     # The command name may hold spaces and parentheses: fields are counted from its last ")".
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[19])
+
+
+def spawn_detached(argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> ProcessRef:
+    """Start a process that outlives us: own session, no descriptor of ours, both outputs appended to `log`.
+
+    Raises: CommandFailed when it cannot be started.
+    """
+    command = [str(part) for part in argv]
+    with log.open("ab") as sink:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=dict(env), start_new_session=True
+            )
+        except OSError as exc:
+            raise CommandFailed(command, 127, str(exc)) from exc
+    # The caller watches it by pidfd; whoever is its parent then reaps it (see `reap`).
+    process.returncode = 0
+    ref = process_ref(process.pid)
+    if ref is None:
+        raise CommandFailed(command, None, f"ended at once; see {log}")
+    return ref
+
+
+def reap(ref: ProcessRef) -> int | None:
+    """Collect an ended child of ours so that no zombie stays; None when it is not our child or still runs."""
+    try:
+        pid, status = os.waitpid(ref.pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if pid else None
 
 
 async def wait_gone(ref: ProcessRef) -> None:

@@ -1,0 +1,80 @@
+"""The REST client of the CLI: E2B's endpoints, E2B's variables, this instance when none are set."""
+
+import os
+from typing import Any
+
+import httpx
+
+from firebrick.config import Config
+from firebrick.model.errors import NotFound, Unauthenticated, Unavailable
+from firebrick.supervisor.lifecycle import Credentials, credentials
+
+TIMEOUT_S = 60.0
+
+
+def reach(config: Config) -> Credentials:
+    """Where to go and as whom: E2B_* of the environment win over the instance in `config.data_dir`.
+
+    Raises: Unauthenticated — neither is there.
+    """
+    stored = credentials(config)
+    key = os.environ.get("E2B_API_KEY") or (stored.api_key if stored else None)
+    api_url = os.environ.get("E2B_API_URL") or (stored.api_url if stored else None)
+    sandbox_url = os.environ.get("E2B_SANDBOX_URL") or (stored.sandbox_url if stored else None)
+    if not (key and api_url and sandbox_url):
+        raise Unauthenticated(
+            f"No instance in {config.data_dir} and no E2B_API_URL, E2B_SANDBOX_URL and E2B_API_KEY in the "
+            "environment. Start one with `firebrick up`, or set the three."
+        )
+    return Credentials(api_url=api_url, sandbox_url=sandbox_url, api_key=key)
+
+
+class ApiFailed(Unavailable):
+    """The API answered with an error; the message is its own."""
+
+
+class Client:
+    def __init__(self, target: Credentials) -> None:
+        self._target = target
+        self._http = httpx.Client(
+            base_url=target.api_url, headers={"X-API-Key": target.api_key}, timeout=TIMEOUT_S, trust_env=False
+        )
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one request.
+
+        Raises:
+            Unavailable: nothing answers at that address.
+            NotFound, ApiFailed: the API's own error, with its message.
+        """
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.HTTPError as exc:
+            raise Unavailable(
+                f"Nothing answers at {self._target.api_url} ({exc}). Is it up? See `firebrick status`."
+            ) from exc
+        if answer.is_success:
+            return answer
+        try:
+            message = str(answer.json()["message"])
+        except (ValueError, KeyError, TypeError):
+            message = answer.text[:300]
+        if answer.status_code == 404:
+            raise NotFound(message)
+        raise ApiFailed(f"{answer.status_code}: {message}")
+
+    def pages(self, path: str, params: dict[str, Any], *, limit: int) -> list[dict[str, Any]]:
+        """Follow X-Next-Token until `limit` items or the end."""
+        found: list[dict[str, Any]] = []
+        token: str | None = None
+        while len(found) < limit:
+            page = params | {"limit": min(100, limit - len(found))} | ({"nextToken": token} if token else {})
+            answer = self.request("GET", path, params=page)
+            found += answer.json()
+            token = answer.headers.get("X-Next-Token")
+            if not token:
+                break
+        return found
+
+    def close(self) -> None:
+        self._http.close()
