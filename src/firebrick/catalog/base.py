@@ -47,6 +47,11 @@ class CatalogWriter(Protocol):
 class CatalogReader(Protocol):
     """The edge's side: a table in memory that follows the writer; it outlives the writer's absence."""
 
+    @property
+    def is_ready(self) -> bool:
+        """False until the first table has arrived: till then a missing route means nothing."""
+        ...
+
     def route(self, sandbox_id: SandboxId) -> Route | None: ...
 
     def tombstone(self, sandbox_id: SandboxId) -> Tombstone | None: ...

@@ -1,0 +1,30 @@
+"""Wait for a condition, never for time."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+CEILING_S = 20.0
+POLL_S = 0.005
+
+
+async def wait_for(
+    condition: Callable[[], Any | Awaitable[Any]],
+    *,
+    timeout_s: float = CEILING_S,
+    status: Callable[[], object] | None = None,
+) -> Any:
+    """Poll until `condition()` is true and return its value; fail with `status()` after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            shown = f"; status: {status()}" if status is not None else ""
+            raise AssertionError(f"Condition not met within {timeout_s} s{shown}")
+        await asyncio.sleep(POLL_S)
