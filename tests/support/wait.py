@@ -28,3 +28,15 @@ async def wait_for(
             shown = f"; status: {status()}" if status is not None else ""
             raise AssertionError(f"Condition not met within {timeout_s} s{shown}")
         await asyncio.sleep(POLL_S)
+
+
+def wait_for_sync(condition: Callable[[], Any], *, timeout_s: float = CEILING_S) -> Any:
+    """The same for tests without a loop."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"Condition not met within {timeout_s} s")
+        time.sleep(POLL_S)
