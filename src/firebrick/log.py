@@ -35,7 +35,7 @@ def configure(level: str, role: str) -> None:
 
 
 def get_log(name: str) -> Any:
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(component=name)
 
 
 @contextmanager

@@ -1,0 +1,32 @@
+"""A user namespace as a map of ids: what an idmapped mount wants as its argument."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from firebrick.linux.process import CommandFailed
+
+ID_COUNT = 65536
+"""Ids of one machine: 0 to 65535, as every distribution's useradd assumes."""
+
+
+def open_shifted_namespace(shift: int) -> int:
+    """Descriptor of a user namespace that maps inside 0… to `shift`… on the host. The caller closes it.
+
+    Effects: one short-lived process, gone when this returns; the namespace lives as long as the descriptor.
+    Raises: CommandFailed, OSError.
+    """
+    # The child says when its namespace exists (one byte), then waits for our end of its input to close.
+    command = ["unshare", "--user", "sh", "-c", "echo; read _"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        if not process.stdout.read(1):
+            _, stderr = process.communicate()
+            raise CommandFailed(command, process.returncode, stderr.decode(errors="replace"))
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text(f"0 {shift} {ID_COUNT}\n")
+        return os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        process.kill()
+        process.communicate()

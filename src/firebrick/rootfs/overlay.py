@@ -1,0 +1,303 @@
+"""Rootfs by overlayfs: one shared EROFS mount per image, one bounded ext4 upper per machine.
+
+    root/images/<key>/          the image, mounted read-only once; `mapped` beside it when ids are shifted
+    root/machines/<machine>/    disk.img, disk/ (its mount), rootfs/ (the merged tree)
+    root/pool/, making/, seeds/ uppers made ahead, in the making, and what they are cloned from
+
+`prepare` takes an upper from the pool, renames its directory and mounts once: about a millisecond. All mounts
+live in the host's namespace and survive our process; `recover` reads them back from mountinfo.
+
+Runtimes that run a machine in a user namespace need its files owned by shifted ids. overlayfs itself cannot be
+idmapped (EINVAL, seen on 6.18), but its lower layer can: with `id_shift` the merged tree has inside's root as
+`id_shift` on the host, without a chown of a single file.
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from firebrick.linux.idmap import open_shifted_namespace
+from firebrick.linux.loop import attached
+from firebrick.linux.mount import (
+    MS_NODEV,
+    MS_RDONLY,
+    bind,
+    bind_idmapped,
+    make_shared,
+    mount,
+    mounts_below,
+    option_path,
+    unmount,
+)
+from firebrick.linux.process import CommandFailed
+from firebrick.log import get_log
+from firebrick.model.ids import MachineId, is_machine_id
+from firebrick.rootfs.base import Rootfs, RootfsFailed
+from firebrick.rootfs.upper import Upper, destroy_upper, make_seed, make_upper, unmount_patiently
+
+log = get_log("rootfs")
+
+# index=off: hard links of the lower need not survive a copy-up, and an index ties an upper to one lower's handles.
+# metacopy=off: an upper file is then always whole, so an upper can be read or saved without its lower.
+# redirect_dir=on: rename(2) of a directory of the image works; npm and pip do that and fail on EXDEV.
+# xino=auto: st_dev and st_ino stay the same over a copy-up; tar, rsync and `tail -F` look at them.
+# volatile: no sync reaches the host's disk. A machine dies with the host's kernel and its upper with it, so a
+# sync could save nothing, while one machine's fsync storm would stall its neighbours.
+_OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=on,xino=auto,volatile"
+
+_REFILL_RETRY_S = 5.0
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class OverlayRootfs:
+    """See `RootfsDriver`. Holds no state that the directory and mountinfo do not hold too.
+
+    Args:
+        root: ours alone, on a filesystem with sparse files; made if absent.
+        instance: shown as the source of every overlay mount, for people who read mountinfo.
+        pool_size: uppers kept mounted ahead; each costs 230 KiB of disk and a loop device.
+        disk_mib: size of those uppers; `prepare` of another size makes its own, in about 5 ms.
+        id_shift: host id of a machine's root; 0 leaves ids as they are.
+        reserve_mib: `prepare` refuses below this much free space, because a host that is full turns every
+            machine's writes into I/O errors.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        instance: str,
+        pool_size: int = 4,
+        disk_mib: int = 10240,
+        id_shift: int = 0,
+        reserve_mib: int = 512,
+    ) -> None:
+        self._root = root
+        self._source = f"firebrick-{instance}"
+        self._pool_size = pool_size
+        self._disk_mib = disk_mib
+        self._id_shift = id_shift
+        self._reserve_mib = reserve_mib
+        self._ready: list[Upper] = []
+        self._taken = asyncio.Event()
+        self._filler: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._image_lock = asyncio.Lock()
+        # Threads of our own: a host disk that hangs must not eat the threads that others share.
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="rootfs")
+
+    async def open(self) -> None:
+        await self._blocking(self._claim_root)
+        if self._pool_size:
+            self._filler = asyncio.create_task(self._keep_filled(), name="rootfs-pool")
+
+    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int) -> Rootfs:
+        with _Translate(f"prepare the disk of machine {machine_id}"):
+            await self._blocking(self._check_room)
+            lower = await self._lower(image)
+            ready = self._ready.pop() if self._ready and disk_mib == self._disk_mib else None
+            self._taken.set()
+            step = self._blocking(self._clone, machine_id, lower, ready, disk_mib)
+            try:
+                path = await asyncio.shield(work := asyncio.ensure_future(step))
+            except asyncio.CancelledError:
+                # The thread cannot be stopped half-way: let it end, then take back what it made.
+                await asyncio.wait([work])
+                await self.remove(machine_id)
+                raise
+        return Rootfs(machine_id=machine_id, path=path)
+
+    async def remove(self, machine_id: MachineId) -> None:
+        with _Translate(f"remove the disk of machine {machine_id}"):
+            await self._blocking(destroy_upper, self._machine(machine_id))
+
+    async def usage_bytes(self, machine_id: MachineId) -> int:
+        try:
+            return await self._blocking(self._machine(machine_id).used_bytes)
+        except OSError:
+            return 0
+
+    async def recover(self, keep: frozenset[MachineId]) -> None:
+        with _Translate("recover the disks of an earlier run"):
+            await self._blocking(self._claim_root)
+            for machine_id in await self._blocking(self._strangers, keep):
+                log.info("rootfs.orphan_removed", machine_id=machine_id)
+                await self.remove(machine_id)
+            self._ready = await self._blocking(self._sort_pool)
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._filler is not None:
+            self._filler.cancel()
+            await asyncio.wait([self._filler])
+            self._filler = None
+        unused, self._ready = self._ready, []
+        with _Translate("take down unused disks"):
+            for upper in unused:
+                await self._blocking(destroy_upper, upper)
+            await self._blocking(self._release_unused)
+        self._threads.shutdown(wait=True)
+
+    async def _keep_filled(self) -> None:
+        while True:
+            self._taken.clear()
+            try:
+                while len(self._ready) < self._pool_size:
+                    self._ready.append(await self._make_ready())
+            except (OSError, CommandFailed) as exc:
+                # A full or failing disk: `prepare` reports it to its caller; here we only try again later.
+                log.warning("rootfs.pool_not_filled", error=str(exc))
+                await asyncio.sleep(_REFILL_RETRY_S)
+                continue
+            await self._taken.wait()
+
+    async def _make_ready(self) -> Upper:
+        work = asyncio.ensure_future(self._blocking(self._make, self._root / "pool", self._disk_mib))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if not work.exception():
+                self._ready.append(work.result())
+            raise
+
+    async def _lower(self, image: Path) -> Path:
+        async with self._image_lock:
+            return await self._blocking(self._mount_image, image)
+
+    def _machine(self, machine_id: MachineId) -> Upper:
+        return Upper(directory=self._root / "machines" / machine_id)
+
+    def _clone(self, machine_id: MachineId, lower: Path, ready: Upper | None, disk_mib: int) -> Path:
+        target = self._machine(machine_id)
+        if target.directory.exists():
+            if ready is not None:
+                self._ready.append(ready)
+            raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
+        upper = ready if ready is not None else self._make(self._root / "pool", disk_mib)
+        try:
+            upper = upper.moved(target.directory)
+            options = f"lowerdir={option_path(lower)},upperdir={option_path(upper.upper)}"
+            options += f",workdir={option_path(upper.work)},{_OVERLAY_OPTIONS}"
+            mount(self._source, upper.merged, "overlay", flags=MS_NODEV, options=options)
+        except BaseException:
+            destroy_upper(upper)
+            raise
+        return upper.merged
+
+    def _make(self, place: Path, disk_mib: int) -> Upper:
+        seed = make_seed(self._root / "seeds", disk_mib=disk_mib)
+        name = f"{disk_mib}-{secrets.token_hex(6)}"
+        made = make_upper(seed, self._root / "making" / name, owner=self._id_shift)
+        return made.moved(place / name)
+
+    def _mount_image(self, image: Path) -> Path:
+        key = hashlib.sha256(os.fsencode(image)).hexdigest()[:16]
+        plain = self._root / "images" / key / "image"
+        if not os.path.ismount(plain):
+            plain.mkdir(parents=True, exist_ok=True)
+            _mount_erofs(image, plain)
+        if not self._id_shift:
+            return plain
+        mapped = self._root / "images" / key / f"mapped-{self._id_shift}"
+        if not os.path.ismount(mapped):
+            mapped.mkdir(exist_ok=True)
+            namespace = open_shifted_namespace(self._id_shift)
+            try:
+                bind_idmapped(plain, mapped, user_namespace=namespace)
+            finally:
+                os.close(namespace)
+        return mapped
+
+    def _check_room(self) -> None:
+        free = os.statvfs(self._root)
+        free_mib = free.f_bavail * free.f_frsize >> 20
+        if free_mib < self._reserve_mib:
+            raise RootfsFailed(
+                f"The node's disk is full: {free_mib} MiB free where {self._reserve_mib} MiB must stay free. "
+                f"Free space below {self._root} or move data_dir to a larger disk."
+            )
+
+    def _claim_root(self) -> None:
+        for name in ("images", "machines", "pool", "making", "seeds"):
+            (self._root / name).mkdir(parents=True, exist_ok=True)
+        own = [entry for entry in mounts_below(self._root) if entry.target == self._root]
+        if not own:
+            bind(self._root, self._root)
+        # Shared, whatever the host's root is: a namespace that copied our mounts then lets go of them when we
+        # unmount. A stray copy would hold the image's loop device and its disk space.
+        if not any(entry.is_shared for entry in own):
+            make_shared(self._root)
+
+    def _strangers(self, keep: frozenset[MachineId]) -> list[MachineId]:
+        mounted = {entry.target for entry in mounts_below(self._root)}
+        found = []
+        for directory in (self._root / "machines").iterdir():
+            machine_id = MachineId(directory.name)
+            if not is_machine_id(machine_id):
+                continue
+            if machine_id not in keep or directory / "rootfs" not in mounted:
+                found.append(machine_id)
+        return found
+
+    def _sort_pool(self) -> list[Upper]:
+        for directory in (self._root / "making").iterdir():
+            destroy_upper(Upper(directory=directory))
+        adopted: list[Upper] = []
+        for directory in (self._root / "pool").iterdir():
+            upper = Upper(directory=directory)
+            fits = directory.name.startswith(f"{self._disk_mib}-") and upper.is_pristine(owner=self._id_shift)
+            if fits and len(adopted) < self._pool_size:
+                adopted.append(upper)
+            else:
+                destroy_upper(upper)
+        return adopted
+
+    def _release_unused(self) -> None:
+        if any((self._root / "machines").iterdir()):
+            return
+        for target in sorted((self._root / "images").glob("*/*"), reverse=True):
+            unmount_patiently(target)
+        shutil.rmtree(self._root / "images")
+        unmount(self._root)
+
+    async def _blocking(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+
+
+class _Translate:
+    """Turn the kernel's errors into RootfsFailed that says what was being done."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, OSError):
+            raise RootfsFailed(f"Cannot {self._doing}: {exc.strerror}.", detail=str(exc)) from exc
+        if isinstance(exc, CommandFailed):
+            raise RootfsFailed(f"Cannot {self._doing}: a tool of the host failed.", detail=str(exc)) from exc
+
+
+def _mount_erofs(image: Path, target: Path) -> None:
+    # From 6.12 on the kernel mounts the file itself; before (or when built without) it asks for a block device.
+    try:
+        mount(image, target, "erofs", flags=MS_RDONLY | MS_NODEV)
+    except OSError as exc:
+        if exc.errno != errno.ENOTBLK:
+            raise
+        with attached(image, read_only=True) as device:
+            mount(device, target, "erofs", flags=MS_RDONLY | MS_NODEV)

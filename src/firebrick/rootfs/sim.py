@@ -1,0 +1,47 @@
+"""Rootfs in memory: the same promises, no kernel. For the sim runtime, tests and scale runs.
+
+`disks` is the world that outlives a driver: hand the same dict to the next one to simulate a restart.
+"""
+
+from collections import deque
+from pathlib import Path
+
+from firebrick.model.ids import MachineId
+from firebrick.rootfs.base import Rootfs, RootfsFailed
+
+
+class SimRootfs:
+    """See `RootfsDriver`. `failures` makes the next calls fail: put "prepare" or "remove" into it."""
+
+    def __init__(self, *, disks: dict[MachineId, int] | None = None) -> None:
+        self.disks = {} if disks is None else disks
+        self.failures: deque[str] = deque()
+
+    async def open(self) -> None:
+        return None
+
+    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int) -> Rootfs:
+        self._fail("prepare", machine_id)
+        if machine_id in self.disks:
+            raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
+        self.disks[machine_id] = 0
+        return Rootfs(machine_id=machine_id, path=Path("/sim/machines") / machine_id / "rootfs")
+
+    async def remove(self, machine_id: MachineId) -> None:
+        self._fail("remove", machine_id)
+        self.disks.pop(machine_id, None)
+
+    async def usage_bytes(self, machine_id: MachineId) -> int:
+        return self.disks.get(machine_id, 0)
+
+    async def recover(self, keep: frozenset[MachineId]) -> None:
+        for machine_id in self.disks.keys() - keep:
+            del self.disks[machine_id]
+
+    async def close(self) -> None:
+        return None
+
+    def _fail(self, step: str, machine_id: MachineId) -> None:
+        if self.failures and self.failures[0] == step:
+            self.failures.popleft()
+            raise RootfsFailed(f"Cannot {step} the disk of machine {machine_id}: told to fail.")

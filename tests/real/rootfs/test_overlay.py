@@ -1,0 +1,264 @@
+"""What overlay rootfs do on a real kernel: bounds, sharing, shifting, crashes, full disks."""
+
+import asyncio
+import errno
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from firebrick.linux.loop import attached
+from firebrick.linux.mount import mount, mounts_below, unmount
+from firebrick.linux.process import run
+from firebrick.model.ids import MachineId, new_machine_id
+from firebrick.rootfs.base import RootfsFailed
+from firebrick.rootfs.overlay import OverlayRootfs
+from tests.support.rootfs import leaks_below, make_image
+from tests.support.wait import wait_for
+
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mkfs.erofs"), reason="needs root and erofs-utils"),
+]
+
+DISK_MIB = 16
+SHIFT = 100_000
+
+
+class Disks:
+    """One directory of rootfs; drivers come and go on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.image = make_image(directory)
+        self.root = directory / "disks, with: marks"
+        self.opened: list[OverlayRootfs] = []
+
+    async def start(self, *, keep: frozenset[MachineId] = frozenset(), id_shift: int = 0) -> OverlayRootfs:
+        driver = OverlayRootfs(
+            root=self.root, instance="test", pool_size=2, disk_mib=DISK_MIB, id_shift=id_shift, reserve_mib=1
+        )
+        await driver.recover(keep)
+        await driver.open()
+        self.opened.append(driver)
+        return driver
+
+    async def prepare(self, driver: OverlayRootfs) -> tuple[MachineId, Path]:
+        machine_id = new_machine_id()
+        return machine_id, (await driver.prepare(machine_id, self.image, disk_mib=DISK_MIB)).path
+
+
+@pytest.fixture
+async def disks(tmp_path: Path) -> AsyncIterator[Disks]:
+    made = Disks(tmp_path)
+    yield made
+    for driver in made.opened:
+        await driver.close()
+    last = OverlayRootfs(root=made.root, instance="test", pool_size=0)
+    await last.recover(frozenset())
+    await last.close()
+    await wait_for(lambda: not leaks_below(tmp_path), status=lambda: leaks_below(tmp_path))
+
+
+def fill(path: Path) -> int:
+    """Write until the disk is full; the bytes that fitted."""
+    written = 0
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left") as failure:
+        while True:
+            written += file.write(b"x" * 65536)
+    assert failure.value.errno == errno.ENOSPC
+    return written
+
+
+async def test_image_is_read_and_never_written(disks: Disks) -> None:
+    """A machine sees the image, changes its own copy, and the next machine sees the image again."""
+    driver = await disks.start()
+    _, first = await disks.prepare(driver)
+    (first / "etc" / "name").write_text("mine\n")
+    _, second = await disks.prepare(driver)
+    assert (first / "etc" / "name").read_text() == "mine\n"
+    assert (second / "link").read_text() == "from the image\n"
+
+
+async def test_full_disk_stops_at_its_owner(disks: Disks) -> None:
+    """A machine that fills its disk gets ENOSPC at its limit; its neighbour still writes."""
+    driver = await disks.start()
+    full, path = await disks.prepare(driver)
+    _, neighbour = await disks.prepare(driver)
+    written = await asyncio.to_thread(fill, path / "big")
+    assert DISK_MIB * 0.8 < written / 2**20 <= DISK_MIB
+    (neighbour / "small").write_text("fits")
+    os.sync()
+    assert written <= await driver.usage_bytes(full) <= DISK_MIB * 2**20
+
+
+async def test_deleting_gives_host_space_back(disks: Disks) -> None:
+    """What a machine deletes leaves the host's disk too."""
+    driver = await disks.start()
+    machine_id, path = await disks.prepare(driver)
+    (path / "big").write_bytes(os.urandom(8 << 20))
+    os.sync()
+    assert await driver.usage_bytes(machine_id) > 8 << 20
+    (path / "big").unlink()
+    os.sync()
+
+    async def is_small() -> bool:
+        return await driver.usage_bytes(machine_id) < 1 << 20
+
+    await wait_for(is_small)
+
+
+async def test_idle_machine_costs_little_disk(disks: Disks) -> None:
+    """A fresh clone takes less than half a MiB of the host's disk."""
+    driver = await disks.start()
+    machine_id, _ = await disks.prepare(driver)
+    assert await driver.usage_bytes(machine_id) < 512 * 1024
+
+
+async def test_files_behave_as_on_a_disk(disks: Disks) -> None:
+    """User attributes, renamed directories of the image, stable inode numbers and set-uid all work."""
+    driver = await disks.start()
+    _, path = await disks.prepare(driver)
+    before = (path / "etc" / "name").stat()
+    os.setxattr(path / "etc" / "name", "user.tag", b"1")
+    after = (path / "etc" / "name").stat()
+    assert os.getxattr(path / "etc" / "name", "user.tag") == b"1"
+    assert (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino)
+    os.rename(path / "opt" / "pack", path / "opt" / "moved")
+    assert (path / "opt" / "moved" / "file").read_text() == "packed\n"
+    options = next(entry.options for entry in mounts_below(path))
+    assert "nosuid" not in options
+    assert "nodev" in options
+
+
+async def test_ids_are_shifted_without_a_chown(disks: Disks) -> None:
+    """With a shift, inside's root owns the tree as `id_shift` on the host, and its writes too."""
+    driver = await disks.start(id_shift=SHIFT)
+    machine_id, path = await disks.prepare(driver)
+    assert {item.stat().st_uid for item in (path, path / "etc", path / "etc" / "name")} == {SHIFT}
+    await run(
+        ["setpriv", f"--reuid={SHIFT}", f"--regid={SHIFT}", "--clear-groups", "sh", "-c", "echo x >> etc/name"],
+        cwd=path,
+    )  # fmt: skip
+    assert (path / "etc" / "name").read_text() == "from the image\nx\n"
+    assert await driver.usage_bytes(machine_id) < 512 * 1024
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from firebrick.model.ids import new_machine_id
+from firebrick.rootfs.overlay import OverlayRootfs
+
+async def main(root, image):
+    driver = OverlayRootfs(root=Path(root), instance="test", pool_size=2, disk_mib=16, reserve_mib=1)
+    await driver.recover(frozenset())
+    await driver.open()
+    while True:
+        rootfs = await driver.prepare(new_machine_id(), Path(image), disk_mib=16)
+        print(rootfs.machine_id, flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_running_machine_survives_a_kill(disks: Disks) -> None:
+    """kill -9 of the driver's process at any moment: the next one adopts what is kept and clears the rest."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(disks.root), str(disks.image), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    machine_id = MachineId((await process.stdout.readline()).decode().strip())
+    path = disks.root / "machines" / machine_id / "rootfs"
+    (path / "work").write_text("half done")
+    await process.stdout.readline()
+    process.kill()
+    await process.wait()
+    with (path / "work").open() as open_file:
+        driver = await disks.start(keep=frozenset({machine_id}))
+        assert open_file.read() == "half done"
+    assert [item.name for item in (disks.root / "machines").iterdir()] == [machine_id]
+    await driver.remove(machine_id)
+    assert not path.exists()
+
+
+async def test_half_made_uppers_are_cleared(disks: Disks) -> None:
+    """What a crash left in the making, mounted or not, is gone after recovery."""
+    driver = await disks.start()
+    await disks.prepare(driver)
+    await driver.close()
+    mounted = disks.root / "making" / "1-mounted"
+    (mounted / "disk").mkdir(parents=True)
+    shutil.copy(disks.root / "seeds" / f"{DISK_MIB}.img", mounted / "disk.img")
+    with attached(mounted / "disk.img") as device:
+        mount(device, mounted / "disk", "ext4")
+    (disks.root / "making" / "2-empty").mkdir()
+    await disks.start()
+    assert [item.name for item in (disks.root / "making").iterdir() if item.name in ("1-mounted", "2-empty")] == []
+
+
+async def test_busy_disk_is_refused_in_words(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk still in use is not torn away: remove fails, names the machine, and works once it is free."""
+    monkeypatch.setattr("firebrick.rootfs.upper.UNMOUNT_PATIENCE_S", 0.05)
+    driver = await disks.start()
+    machine_id, path = await disks.prepare(driver)
+    with (path / "held").open("w") as held:
+        with pytest.raises(RootfsFailed, match=machine_id):
+            await driver.remove(machine_id)
+        held.write("still writable")
+    await driver.remove(machine_id)
+    assert not path.exists()
+
+
+async def test_missing_image_leaves_nothing(disks: Disks, tmp_path: Path) -> None:
+    """Preparing from an image that is not there fails and leaves no directory of the machine."""
+    driver = await disks.start()
+    machine_id = new_machine_id()
+    with pytest.raises(RootfsFailed, match=machine_id):
+        await driver.prepare(machine_id, tmp_path / "absent.erofs", disk_mib=DISK_MIB)
+    assert not (disks.root / "machines" / machine_id).exists()
+
+
+async def test_full_host_refuses_new_machines(disks: Disks, tmp_path: Path) -> None:
+    """On a full host disk prepare fails with a reason instead of handing out a disk that would corrupt."""
+    small = tmp_path / "host.img"
+    small.touch()
+    os.truncate(small, 64 << 20)
+    await run(["mkfs.ext4", "-q", "-F", small])
+    host = tmp_path / "host"
+    host.mkdir()
+    with attached(small) as device:
+        mount(device, host, "ext4")
+    driver = OverlayRootfs(root=host / "disks", instance="test", pool_size=0, disk_mib=DISK_MIB, reserve_mib=16)
+    try:
+        await driver.recover(frozenset())
+        with (host / "ballast").open("wb") as ballast:
+            os.posix_fallocate(ballast.fileno(), 0, 40 << 20)
+        with pytest.raises(RootfsFailed, match="disk is full"):
+            await driver.prepare(new_machine_id(), disks.image, disk_mib=DISK_MIB)
+        await driver.close()
+    finally:
+        unmount(host)
+
+
+async def test_many_at_once_are_all_served(disks: Disks) -> None:
+    """Twenty prepares at the same time give twenty separate trees."""
+    driver = await disks.start()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(disks.prepare(driver)) for _ in range(20)]
+    paths = {task.result()[1] for task in tasks}
+    assert len(paths) == 20
+    assert all((path / "etc" / "name").exists() for path in paths)
+
+
+async def test_cancelled_prepare_leaves_nothing(disks: Disks) -> None:
+    """A prepare that is cancelled half-way takes back what it made."""
+    driver = await disks.start()
+    machine_id = new_machine_id()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(driver.prepare(machine_id, disks.image, disk_mib=32))
+        await wait_for(lambda: any((disks.root / "making").iterdir()) or task.done())
+        task.cancel()
+    assert not (disks.root / "machines" / machine_id).exists()
