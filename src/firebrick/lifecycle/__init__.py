@@ -1,0 +1,1 @@
+"""State machines and time rules of sandboxes: pure functions; state and time are arguments."""

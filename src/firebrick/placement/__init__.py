@@ -1,0 +1,1 @@
+"""Where a sandbox will run: filter, score and choose. Pure; a request and node views in, a Placement out."""

@@ -1,0 +1,82 @@
+"""Rows of reservations: what is promised to a sandbox on a node, from before its start until after its end."""
+
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from firebrick.lifecycle.sandbox_machine import holds_quota
+from firebrick.model.errors import Conflict, LimitExceeded, NoCapacity, Unauthenticated
+from firebrick.model.ids import NodeId, SandboxId, TeamId
+from firebrick.model.machine import Limits
+from firebrick.model.sandbox import SandboxState
+from firebrick.placement.fit import Room, lacks
+from firebrick.store.schema import nodes, reservations, sandboxes
+from firebrick.store.teams import team_fetch_locked
+
+COUNTED_STATES = [state.value for state in SandboxState if holds_quota(state)]
+
+
+async def quota_check(tx: AsyncConnection, team_id: TeamId) -> None:
+    """Refuse when the team has as many sandboxes as it may. Keeps the team locked until the transaction ends,
+    so a sandbox inserted in it cannot break the limit.
+
+    Raises: LimitExceeded.
+    """
+    team = await team_fetch_locked(tx, team_id)
+    if team is None:
+        raise Unauthenticated("The team of this API key no longer exists.")
+    query = (
+        select(func.count())
+        .select_from(sandboxes)
+        .where(sandboxes.c.team_id == team_id, sandboxes.c.state.in_(COUNTED_STATES))
+    )
+    count = (await tx.execute(query)).scalar_one()
+    if count >= team.max_sandboxes:
+        raise LimitExceeded(
+            f"you have reached the maximum number of concurrent sandboxes ({team.max_sandboxes}). "
+            "Kill one, or ask the operator to raise the team's limit."
+        )
+
+
+async def reservation_insert(tx: AsyncConnection, *, sandbox_id: SandboxId, node_id: NodeId, limits: Limits) -> None:
+    """Promise `limits` on the node if they still fit; the node stays locked until the transaction ends.
+
+    Raises:
+        NoCapacity: what was free when the node was chosen has been taken since. Place again.
+        Conflict: the node is gone.
+    """
+    row = (await tx.execute(select(nodes).where(nodes.c.node_id == node_id).with_for_update())).one_or_none()
+    if row is None:
+        raise Conflict("The chosen node no longer exists. Try again.")
+    names = ("millicpu", "memory_mib", "disk_mib")
+    sums = select(*(func.coalesce(func.sum(reservations.c[name]), 0) for name in names))
+    used = (await tx.execute(sums.where(reservations.c.node_id == node_id))).one()
+    room = Room(
+        millicpu=row.millicpu,
+        memory_mib=row.memory_mib,
+        disk_mib=row.disk_mib,
+        reserved_millicpu=int(used[0]),
+        reserved_memory_mib=int(used[1]),
+        reserved_disk_mib=int(used[2]),
+    )
+    lack = lacks(limits, room)
+    if lack is not None:
+        raise NoCapacity(f"No node can take the sandbox now: {lack}. Kill sandboxes that are not needed or try again.")
+    await tx.execute(
+        insert(reservations).values(
+            sandbox_id=sandbox_id,
+            node_id=node_id,
+            millicpu=limits.millicpu,
+            memory_mib=limits.memory_mib,
+            disk_mib=limits.disk_mib,
+        )
+    )
+
+
+async def reservation_delete(tx: AsyncConnection, sandbox_id: SandboxId) -> None:
+    """Idempotent."""
+    await tx.execute(delete(reservations).where(reservations.c.sandbox_id == sandbox_id))
+
+
+async def reservation_list(tx: AsyncConnection) -> tuple[tuple[SandboxId, NodeId], ...]:
+    query = select(reservations.c.sandbox_id, reservations.c.node_id)
+    return tuple((SandboxId(row.sandbox_id), NodeId(row.node_id)) for row in await tx.execute(query))

@@ -1,0 +1,181 @@
+"""Every table, once. Migrations bring a database to this shape; a contract test compares the two.
+
+Times are whole microseconds since 1970 in a BIGINT: exact, sortable and equal on both databases. A sandbox's
+`is_listed` repeats what `lifecycle.is_visible` says of its state, so that the list of a team is one index range.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ONE_US = timedelta(microseconds=1)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A UTC datetime as microseconds since 1970."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - EPOCH) // ONE_US
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else EPOCH + timedelta(microseconds=value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id(name: str, **options: Any) -> Column[str]:
+    return Column(name, String(64), **options)
+
+
+def _limits() -> list[Column[Any]]:
+    names = ("millicpu", "memory_mib", "disk_mib", "process_count")
+    return [Column(name, BigInteger, nullable=False) for name in names]
+
+
+teams = Table(
+    "teams",
+    metadata,
+    _id("team_id", primary_key=True),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("max_sandboxes", Integer, nullable=False),
+    Column("max_timeout_s", Integer, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    _id("key_id", primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("mask", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    _id("template_id", primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=True),
+    Column("alias", String(128), nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+builds = Table(
+    "builds",
+    metadata,
+    _id("build_id", primary_key=True),
+    Column("template_id", String(64), ForeignKey("templates.template_id"), nullable=False),
+    Column("state", String(16), nullable=False),
+    *_limits(),
+    Column("created_at", UtcTime, nullable=False),
+    Index(None, "template_id", "created_at"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    _id("node_id", primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("runtimes", JSON, nullable=False),
+    Column("builds", JSON, nullable=False),
+    Column("millicpu", BigInteger, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("disk_mib", BigInteger, nullable=False),
+    Column("starting_count", Integer, nullable=False),
+    Column("free_slot_count", Integer, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    _id("sandbox_id", primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=False),
+    Column("template_id", String(64), ForeignKey("templates.template_id"), nullable=False),
+    Column("build_id", String(64), ForeignKey("builds.build_id"), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("is_listed", Boolean, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    *_limits(),
+    Column("created_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("timeout_s", Integer, nullable=False),
+    Column("template_alias", String(128), nullable=True),
+    Column("metadata", JSON, nullable=False),
+    Column("env", JSON, nullable=False),
+    Column("secure", Boolean, nullable=False),
+    Column("runtime", String(32), nullable=True),
+    _id("node_id", nullable=True),
+    _id("machine_id", nullable=True),
+    Column("address", String(64), nullable=True),
+    Column("allow_internet_access", Boolean, nullable=True),
+    Column("ended_at", UtcTime, nullable=True),
+    Column("end_reason", String(16), nullable=True),
+    Column("end_detail", Text, nullable=False),
+    # A team's list, newest first, and its counts, from the index alone.
+    Index("ix_sandboxes_list", "team_id", "is_listed", "started_at", "sandbox_id", "state"),
+    Index("ix_sandboxes_due", "state", "expires_at"),
+    Index(None, "ended_at"),
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("sandbox_id", String(64), ForeignKey("sandboxes.sandbox_id", ondelete="CASCADE"), primary_key=True),
+    Column("node_id", String(64), ForeignKey("nodes.node_id"), nullable=False, index=True),
+    Column("millicpu", BigInteger, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("disk_mib", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("event_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _id("sandbox_id", nullable=False, index=True),
+    _id("team_id", nullable=False),
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("kind", String(32), nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("team_id", String(64), ForeignKey("teams.team_id"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_hash", String(64), nullable=False),
+    _id("sandbox_id", nullable=False),
+    Column("created_at", UtcTime, nullable=False, index=True),
+)
