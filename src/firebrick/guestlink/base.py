@@ -1,0 +1,72 @@
+"""The guest link seam: what the node may say to one machine's guest agent.
+
+Nothing that comes back is trusted: sizes are bounded, types are checked, and every call has a deadline. A
+guest that lies, stalls or floods costs its own sandbox an error and the node nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from firebrick.model.errors import Unavailable
+from firebrick.model.ids import SandboxId, TemplateId
+
+AGENT_PORT = 49983
+CONTROL_HEADER = "X-Firebrick-Control"
+DEFAULT_USER = "user"
+MAX_LOG_ENTRIES = 500
+"""Asked for in one call; a guest that answers with more is refused."""
+
+
+class GuestSilent(Unavailable):
+    """The guest agent did not answer in time, or its answer made no sense."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestInit:
+    """What a machine learns when a sandbox takes it. An empty `access_token` leaves the agent's API open."""
+
+    sandbox_id: SandboxId
+    template_id: TemplateId
+    timestamp: datetime
+    hostname: str
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    access_token: str = field(default="", repr=False)
+    default_user: str = DEFAULT_USER
+    default_workdir: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestLogEntry:
+    """One event of the guest agent's own log; `seq` grows by one for each."""
+
+    seq: int
+    timestamp_us: int
+    level: str
+    message: str
+    fields: Mapping[str, str]
+
+
+class GuestLink(Protocol):
+    async def wait_ready(self, *, timeout_s: float) -> None:
+        """Return as soon as the agent answers. Raises GuestSilent after `timeout_s`."""
+        ...
+
+    async def init(self, settings: GuestInit) -> None:
+        """Hand over a sandbox's settings. Idempotent. Raises GuestSilent."""
+        ...
+
+    async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
+        """Entries from sequence number `since` on, oldest first, and the number to ask for next.
+        Raises GuestSilent."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection, if one is held. The link may be used again."""
+        ...
+
+
+GuestLinks = Callable[[str, str], GuestLink]
+"""Makes the link to the agent at an address, given the control token."""

@@ -1,0 +1,191 @@
+"""The guest link over TCP: one small HTTP/1.1 exchange at a time on a connection that is kept between them.
+
+Written by hand because it is on the create path: a general client costs milliseconds, and this one need only
+speak to our own agent, which frames every answer of its control routes with a Content-Length.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from firebrick.guestlink.base import (
+    AGENT_PORT,
+    CONTROL_HEADER,
+    MAX_LOG_ENTRIES,
+    GuestInit,
+    GuestLogEntry,
+    GuestSilent,
+)
+
+MAX_HEAD_BYTES = 16 * 1024
+MAX_BODY_BYTES = 2 * 1024 * 1024
+INIT_TIMEOUT_S = 15.0
+POLL_S = 0.003
+# A SYN to a guest whose network stack is not up yet is lost, not refused, and the kernel would send it again
+# only after a second: so the first attempts give up early and later ones allow for a busy machine.
+FIRST_ATTEMPT_S = 0.02
+ATTEMPT_GROWTH = 1.3
+LONGEST_ATTEMPT_S = 2.0
+_LEVELS = frozenset({"debug", "info", "warn", "error"})
+
+
+class HttpGuestLink:
+    """`GuestLink` to one machine."""
+
+    def __init__(self, address: str, control_token: str, *, port: int = AGENT_PORT) -> None:
+        self._address = address
+        self._port = port
+        self._token = control_token
+        self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def wait_ready(self, *, timeout_s: float) -> None:
+        attempt_s = FIRST_ATTEMPT_S
+        last: Exception | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        async with asyncio.timeout(attempt_s):
+                            await self._exchange("GET", "/health", None)
+                        return
+                    except TimeoutError as exc:
+                        last = exc
+                        attempt_s = min(attempt_s * ATTEMPT_GROWTH, LONGEST_ATTEMPT_S)
+                    except (OSError, GuestSilent) as exc:
+                        last = exc
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise GuestSilent(
+                f"The guest agent did not become ready within {timeout_s:g} s.", detail=f"{self._address}: {last!r}"
+            ) from last
+
+    async def init(self, settings: GuestInit) -> None:
+        await self._ask("POST", "/init", encode_init(settings), timeout_s=INIT_TIMEOUT_S)
+
+    async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
+        path = f"/firebrick/logs?since={since}&limit={MAX_LOG_ENTRIES}"
+        return decode_logs(await self._ask("GET", path, None, timeout_s=timeout_s), since)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream[1].transport.abort()
+            self._stream = None
+
+    async def _ask(self, method: str, path: str, body: bytes | None, *, timeout_s: float) -> bytes:
+        """One exchange; once more on a fresh connection when the kept one turns out to be dead."""
+        what = f"{method} {path.partition('?')[0]}"
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._stream is not None:
+                    try:
+                        return await self._exchange(method, path, body)
+                    except OSError:
+                        pass
+                return await self._exchange(method, path, body)
+        except TimeoutError as exc:
+            raise GuestSilent(f"The guest agent did not answer {what} within {timeout_s:g} s.") from exc
+        except OSError as exc:
+            raise GuestSilent(f"The guest agent could not be reached for {what}.", detail=repr(exc)) from exc
+
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> bytes:
+        kept, self._stream = self._stream, None
+        reader, writer = kept or await asyncio.open_connection(self._address, self._port, limit=MAX_HEAD_BYTES)
+        done = False
+        try:
+            writer.write(self._request(method, path, body))
+            status, headers = await _read_head(reader)
+            answer = await _read_body(reader, status, headers)
+            if not 200 <= status < 300:
+                raise GuestSilent(
+                    f"The guest agent refused {method} {path.partition('?')[0]} with {status}.",
+                    detail=answer[:500].decode(errors="replace"),
+                )
+            done = headers.get("connection", "").lower() != "close"
+            return answer
+        except asyncio.IncompleteReadError as exc:
+            raise ConnectionResetError("the guest closed the connection") from exc
+        finally:
+            if done:
+                self._stream = (reader, writer)
+            else:
+                writer.transport.abort()
+
+    def _request(self, method: str, path: str, body: bytes | None) -> bytes:
+        lines = [f"{method} {path} HTTP/1.1", "Host: guest", f"{CONTROL_HEADER}: {self._token}"]
+        if body is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError as exc:
+        raise GuestSilent("The guest agent's answer has too long a head.") from exc
+    first, *rest = head[:-4].decode("latin-1").split("\r\n")
+    parts = first.split(" ", 2)
+    if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not (parts[1].isascii() and parts[1].isdigit()):
+        raise GuestSilent("The guest agent's answer is not HTTP.")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+    return int(parts[1][:4]), headers
+
+
+async def _read_body(reader: asyncio.StreamReader, status: int, headers: Mapping[str, str]) -> bytes:
+    if status == 204 or status < 200:
+        return b""
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit() and len(length) < 10):
+        raise GuestSilent("The guest agent's answer has no length.")
+    if int(length) > MAX_BODY_BYTES:
+        raise GuestSilent(f"The guest agent's answer is longer than {MAX_BODY_BYTES} bytes.")
+    return await reader.readexactly(int(length))
+
+
+def encode_init(settings: GuestInit) -> bytes:
+    """The body of POST /init: E2B's fields and ours."""
+    body: dict[str, Any] = {
+        "envVars": dict(settings.env),
+        "accessToken": settings.access_token or None,
+        "timestamp": settings.timestamp.isoformat().replace("+00:00", "Z"),
+        "defaultUser": settings.default_user,
+        "defaultWorkdir": settings.default_workdir or None,
+        "sandboxID": settings.sandbox_id,
+        "templateID": settings.template_id,
+        "hostname": settings.hostname,
+        "metadata": dict(settings.metadata),
+        "open": True if not settings.access_token else None,
+    }
+    return json.dumps({key: value for key, value in body.items() if value is not None}).encode()
+
+
+def decode_logs(body: bytes, since: int) -> tuple[tuple[GuestLogEntry, ...], int]:
+    """Read the agent's log answer; entries that make no sense are refused with the whole answer."""
+    try:
+        answer = json.loads(body)
+        entries = answer["entries"]
+        following = answer["next"]
+        if not isinstance(entries, list) or len(entries) > MAX_LOG_ENTRIES or not _is_count(following):
+            raise ValueError("unexpected shape")
+        return tuple(_log_entry(entry) for entry in entries), max(following, since)
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise GuestSilent("The guest agent's log answer makes no sense.", detail=repr(exc)[:200]) from exc
+
+
+def _log_entry(raw: Any) -> GuestLogEntry:
+    if not _is_count(raw["seq"]) or not _is_count(raw["timestampUs"]):
+        raise ValueError("numbers expected")
+    fields = raw.get("fields") or {}
+    if not isinstance(raw["message"], str) or not isinstance(fields, dict):
+        raise ValueError("text expected")
+    return GuestLogEntry(
+        seq=raw["seq"],
+        timestamp_us=raw["timestampUs"],
+        level=raw["level"] if raw["level"] in _LEVELS else "info",
+        message=raw["message"][:4096],
+        fields={str(key)[:128]: str(value)[:1024] for key, value in list(fields.items())[:32]},
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53

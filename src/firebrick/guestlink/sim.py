@@ -1,0 +1,65 @@
+"""The guest link in memory: guests that answer at once, unless they are told to fail or stall."""
+
+from dataclasses import dataclass, field
+
+from firebrick.guestlink.base import GuestInit, GuestLogEntry, GuestSilent
+
+
+@dataclass(slots=True)
+class SimGuest:
+    """What one simulated guest agent knows. `init_count` tells how often it was given settings."""
+
+    settings: GuestInit | None = None
+    init_count: int = 0
+    entries: list[GuestLogEntry] = field(default_factory=list)
+
+
+class SimGuests:
+    """All guests of one simulated node, by control token. `silent_*` make every guest fail that call."""
+
+    def __init__(self) -> None:
+        self.guests: dict[str, SimGuest] = {}
+        self.silent_ready = False
+        self.silent_init = False
+
+    def link(self, address: str, control_token: str) -> "SimGuestLink":
+        return SimGuestLink(self, control_token)
+
+
+class SimGuestLink:
+    """`GuestLink` to one simulated guest."""
+
+    def __init__(self, world: SimGuests, control_token: str) -> None:
+        self._world = world
+        self._token = control_token
+
+    @property
+    def guest(self) -> SimGuest:
+        return self._world.guests.setdefault(self._token, SimGuest())
+
+    async def wait_ready(self, *, timeout_s: float) -> None:
+        if self._world.silent_ready:
+            raise GuestSilent(f"The simulated guest did not become ready within {timeout_s:g} s.")
+
+    async def init(self, settings: GuestInit) -> None:
+        if self._world.silent_init:
+            raise GuestSilent("The simulated guest did not take its settings.")
+        guest = self.guest
+        guest.settings = settings
+        guest.init_count += 1
+        guest.entries.append(
+            GuestLogEntry(
+                seq=len(guest.entries),
+                timestamp_us=int(settings.timestamp.timestamp() * 1_000_000),
+                level="info",
+                message="settings taken",
+                fields={"sandboxID": settings.sandbox_id},
+            )
+        )
+
+    async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
+        entries = tuple(self.guest.entries[since:])
+        return entries, since + len(entries)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,80 @@
+"""What a node agent is built from: drivers, images, settings. `main/node.py` fills it; tests fill it with sims."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from firebrick.clock import Clock
+from firebrick.guestlink.base import GuestLinks
+from firebrick.model.ids import BuildId, NodeId
+from firebrick.model.machine import Limits, RuntimeName
+from firebrick.network.base import SlotPool
+from firebrick.rootfs.base import RootfsDriver
+from firebrick.runtimes.base import Runtime
+
+
+class TemplateImages(Protocol):
+    """The template builds that lie on this node."""
+
+    def builds(self) -> frozenset[BuildId]: ...
+
+    def image(self, build_id: BuildId) -> Path:
+        """The read-only image of a build. Raises NotFound."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentImage:
+    """The guest agent as a machine gets it: a directory to mount and a command line to start it with."""
+
+    directory: Path
+    argv: tuple[str, ...]
+    env: Callable[[str], Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmKey:
+    """Machines with equal keys can stand in for one another."""
+
+    build_id: BuildId
+    runtime: RuntimeName
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrivers:
+    """`runtimes` holds every runtime that may have left machines here, offered or not."""
+
+    runtimes: Mapping[RuntimeName, Runtime]
+    rootfs: RootfsDriver
+    slots: SlotPool
+    links: GuestLinks
+    images: TemplateImages
+    agent: AgentImage
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """`offered` are the runtimes for new sandboxes, strongest first; `always_hot` get warm machines unasked."""
+
+    node_id: NodeId
+    node_dir: Path
+    offered: tuple[RuntimeName, ...]
+    dns_servers: tuple[str, ...]
+    start_concurrency: int
+    cpu_overcommit: float
+    memory_overcommit: float
+    warm_count: int
+    warm_memory_mib: int
+    always_hot: tuple[WarmKey, ...] = ()
+
+    @property
+    def machines_dir(self) -> Path:
+        return self.node_dir / "machines"
+
+    @property
+    def logs_dir(self) -> Path:
+        """Logs of sandboxes that have ended."""
+        return self.node_dir / "logs"

@@ -1,0 +1,148 @@
+"""How one machine is started and torn down.
+
+    record → slot → rootfs → directory, console, files → runtime.start → guest agent answers
+    record ◀─ slot ◀─ rootfs ◀───────────────────────── runtime.destroy ◀────────┘
+
+There is one way back, whatever began it: a failed or cancelled start, a kill, an exit, a restart. Each of its
+steps is idempotent and the next is taken only when the one before worked, so that a slot or a rootfs is never
+given to someone else while a guest may still use it; `Machine.record` remembers how far it is.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from firebrick.guestlink.base import GuestLink
+from firebrick.model.errors import Internal
+from firebrick.model.ids import MachineId
+from firebrick.network.base import Slot
+from firebrick.node.drivers import NodeDrivers, NodeSettings
+from firebrick.node.records import MachineRecord, MachineRecords, MachineState
+from firebrick.rootfs.base import Rootfs
+from firebrick.runtimes.base import CONSOLE_NAME, MachineSpec, Runtime
+
+HOSTNAME = "sandbox"
+"""The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
+
+READY_TIMEOUT_S = 45.0
+_RUNTIME_DIRECTORY = "runtime"
+_FILES_DIRECTORY = "files"
+
+
+class Machine:
+    """One machine and its record. Only its actor calls it, one call at a time."""
+
+    def __init__(
+        self, record: MachineRecord, drivers: NodeDrivers, settings: NodeSettings, records: MachineRecords
+    ) -> None:
+        self.record = record
+        self._drivers = drivers
+        self._settings = settings
+        self._records = records
+        self._link: GuestLink | None = None
+
+    @property
+    def machine_id(self) -> MachineId:
+        return self.record.machine_id
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._drivers.runtimes[self.record.runtime]
+
+    @property
+    def slot(self) -> Slot:
+        if self.record.slot_index is None:
+            raise Internal(f"The machine {self.machine_id} holds no slot.")
+        return self._drivers.slots.slot(self.record.slot_index)
+
+    @property
+    def link(self) -> GuestLink:
+        if self._link is None:
+            self._link = self._drivers.links(str(self.slot.address), self.record.control_token)
+        return self._link
+
+    @property
+    def directory(self) -> Path:
+        return self._records.directory(self.machine_id)
+
+    @property
+    def console(self) -> Path:
+        return self.directory / _RUNTIME_DIRECTORY / CONSOLE_NAME
+
+    def save(self, **changes: Any) -> None:
+        """Change the record, on the disk first."""
+        changed = replace(self.record, **changes)
+        self._records.write(changed)
+        self.record = changed
+
+    async def start(self) -> None:
+        """Return when its guest agent answers.
+
+        Raises: whatever the failing driver raised. Then, and when cancelled, `destroy` and `release` undo it.
+        """
+        image = self._drivers.images.image(self.record.build_id)
+        self.save(state=MachineState.STARTING)
+        slot = await self._drivers.slots.acquire()
+        # NOTE: no await before the index is kept, or a cancellation here would lose the slot.
+        self.record = replace(self.record, slot_index=slot.index)
+        self.save()
+        disk_mib = self.record.limits.disk_mib
+        rootfs = await self._drivers.rootfs.prepare(self.machine_id, image, disk_mib=disk_mib)
+        await self.runtime.start(self._spec(rootfs, slot))
+        await self.link.wait_ready(timeout_s=READY_TIMEOUT_S)
+
+    async def destroy(self) -> None:
+        """When this returns, nothing of the guest runs. Idempotent."""
+        if self._link is not None:
+            self._link.close()
+        await self.runtime.destroy(self.machine_id)
+
+    async def release(self) -> None:
+        """After `destroy`: give back what it held; its directory goes last. Repeat it until it works."""
+        await self._drivers.rootfs.remove(self.machine_id)
+        if self.record.slot_index is not None:
+            slot = self.slot
+            await self._drivers.slots.release(slot)
+            # NOTE: a repetition must not release it again: by then it may be another machine's.
+            self.record = replace(self.record, slot_index=None)
+        await asyncio.to_thread(self._records.remove, self.machine_id)
+
+    def _spec(self, rootfs: Rootfs, slot: Slot) -> MachineSpec:
+        self.console.parent.mkdir(mode=0o711)
+        os.mkfifo(self.console, 0o600)
+        agent = self._drivers.agent
+        return MachineSpec(
+            machine_id=self.machine_id,
+            directory=self.console.parent,
+            rootfs=rootfs.path,
+            agent_dir=agent.directory,
+            netns=slot.netns,
+            argv=agent.argv,
+            env=agent.env(self.record.control_token),
+            hostname=HOSTNAME,
+            limits=self.record.limits,
+            files=self._write_files(),
+        )
+
+    def _write_files(self) -> Mapping[str, Path]:
+        directory = self.directory / _FILES_DIRECTORY
+        directory.mkdir(mode=0o711)
+        files: dict[str, Path] = {}
+        for inside, text in guest_files(HOSTNAME, self._settings.dns_servers).items():
+            files[inside] = directory / Path(inside).name
+            files[inside].write_text(text)
+            files[inside].chmod(0o644)
+        return files
+
+
+def guest_files(hostname: str, dns_servers: tuple[str, ...]) -> dict[str, str]:
+    """Files that every guest sees in place of its image's. Its own name must resolve, or `sudo` complains."""
+    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n"
+    return {
+        "/etc/hosts": hosts,
+        "/etc/hostname": f"{hostname}\n",
+        "/etc/resolv.conf": "".join(f"nameserver {server}\n" for server in dns_servers),
+    }

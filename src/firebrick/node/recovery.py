@@ -1,0 +1,113 @@
+"""What a restart does with what the process before it left, after a kill -9 at any moment.
+
+    records + running machines ──decide──▶ adopt (it was promised and it runs) | end (all else)
+
+Everything is found by machine id: the records name them, and each driver's `recover` finds its own by name.
+Machines are destroyed before the network and the disk are swept, so nothing is taken from under a guest.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from firebrick.log import get_log
+from firebrick.model.errors import FirebrickError, Internal
+from firebrick.model.ids import MachineId
+from firebrick.model.machine import RuntimeName
+from firebrick.node.drivers import NodeDrivers
+from firebrick.node.records import MachineRecord, MachineRecords, StoredRecords
+
+log = get_log("node")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPlan:
+    """`adopt` live on. `end` is everything else of ours: what runs without a promise, what is promised but does
+    not run, what was half made or half removed; each with the runtime that may know it (None: any may)."""
+
+    adopt: tuple[MachineRecord, ...]
+    end: Mapping[MachineId, RuntimeName | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """`resisting` machines could not be destroyed: they keep slot and rootfs, and someone must go on trying."""
+
+    adopt: tuple[MachineRecord, ...]
+    resisting: tuple[MachineRecord, ...]
+
+
+def decide_recovery(stored: StoredRecords, running: Mapping[MachineId, RuntimeName]) -> RecoveryPlan:
+    """Choose what lives on. A slot or a sandbox that two records claim goes to neither."""
+    candidates = [
+        record
+        for record in stored.readable
+        if record.state.is_adopted
+        and record.slot_index is not None
+        and running.get(record.machine_id) is record.runtime
+    ]
+    slots = Counter(record.slot_index for record in candidates)
+    sandboxes = Counter(record.sandbox_id for record in candidates if record.sandbox_id is not None)
+    adopt = tuple(
+        record
+        for record in candidates
+        if slots[record.slot_index] == 1 and (record.sandbox_id is None or sandboxes[record.sandbox_id] == 1)
+    )
+    adopted = {record.machine_id for record in adopt}
+    end: dict[MachineId, RuntimeName | None] = dict.fromkeys(stored.unreadable)
+    end |= {record.machine_id: record.runtime for record in stored.readable if record.machine_id not in adopted}
+    end |= {machine_id: runtime for machine_id, runtime in running.items() if machine_id not in adopted}
+    return RecoveryPlan(adopt=adopt, end=end)
+
+
+async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: bool = False) -> Recovered:
+    """Bring disk, machines, rootfs and records into agreement.
+
+    With `end_all` nothing is adopted. Afterwards no machine, rootfs or record is without an owner; the slots of
+    ended machines are swept by `slots.open`, which is told who lives. Idempotent; a crash in it is recovered by
+    the next one.
+    """
+    running: dict[MachineId, RuntimeName] = {}
+    for name, runtime in drivers.runtimes.items():
+        running |= dict.fromkeys(await runtime.recover(), name)
+    stored = records.load_all()
+    plan = decide_recovery(stored, running)
+    if end_all:
+        plan = RecoveryPlan(adopt=(), end={**plan.end} | {record.machine_id: record.runtime for record in plan.adopt})
+    resisting = {machine_id for machine_id, name in plan.end.items() if not await _destroy(drivers, machine_id, name)}
+    adopted = frozenset(record.machine_id for record in plan.adopt)
+    await drivers.rootfs.recover(adopted | resisting)
+    for machine_id in plan.end:
+        if machine_id not in resisting:
+            records.remove(machine_id)
+    log.info("node.recovered", adopted_count=len(adopted), ended_count=len(plan.end), resisting_count=len(resisting))
+    return Recovered(
+        adopt=plan.adopt, resisting=tuple(record for record in stored.readable if record.machine_id in resisting)
+    )
+
+
+async def _destroy(drivers: NodeDrivers, machine_id: MachineId, name: RuntimeName | None) -> bool:
+    """One machine that will not end must not keep the node from serving the others."""
+    known = drivers.runtimes.get(name) if name else None
+    for runtime in [known] if known else drivers.runtimes.values():
+        try:
+            await runtime.destroy(machine_id)
+        except FirebrickError as exc:
+            log.error("machine.end_failed", machine_id=machine_id, reason=exc.message, detail=exc.detail)
+            return False
+    return True
+
+
+async def end_everything(drivers: NodeDrivers, records: MachineRecords) -> None:
+    """For `firebrick down`, with the agent stopped: no machine, mount, upper, slot or rule of this instance stays.
+
+    Raises: Internal when a machine resists; then its slot and its rootfs stay too.
+    """
+    recovered = await recover(drivers, records, end_all=True)
+    if recovered.resisting:
+        names = ", ".join(record.machine_id for record in recovered.resisting)
+        raise Internal(f"These machines could not be ended: {names}. Run it again; the log of the node tells more.")
+    await drivers.slots.destroy_all()
+    await drivers.rootfs.close()
+    for runtime in drivers.runtimes.values():
+        await runtime.close()

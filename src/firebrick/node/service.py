@@ -1,0 +1,129 @@
+"""The node agent over gRPC on a unix socket: converts, calls the agent, converts back."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from firebrick.log import get_log
+from firebrick.model.errors import FirebrickError, Internal, Invalid
+from firebrick.model.ids import SandboxId, is_sandbox_id
+from firebrick.rpc import convert
+from firebrick.rpc import node_pb2 as pb
+from firebrick.rpc.errors import CODE_TRAILER, status_of
+from firebrick.rpc.node_api import NodeClient
+from firebrick.rpc.node_client import CHANNEL_OPTIONS
+from firebrick.rpc.node_pb2_grpc import NodeServicer, add_NodeServicer_to_server
+
+STOP_GRACE_S = 2.0
+MAX_LOG_ENTRIES = 10_000
+MAX_SOCKET_PATH_BYTES = 107
+
+Answer = TypeVar("Answer")
+log = get_log("node")
+
+
+class NodeService(NodeServicer):  # type: ignore[misc]
+    """One method per RPC of api/node.proto."""
+
+    def __init__(self, node: NodeClient) -> None:
+        self._node = node
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.NodeDescription:
+        return convert.description_to_wire(await _ask(context, self._node.describe()))
+
+    async def StartSandbox(self, request: pb.StartSandboxRequest, context: Any) -> pb.NodeSandbox:
+        try:
+            start = convert.start_from_wire(request)
+        except ValueError as exc:
+            await _refuse(context, Invalid(f"The start of a sandbox names what this node does not know: {exc}."))
+        await _check_id(context, start.sandbox_id)
+        return convert.sandbox_to_wire(await _ask(context, self._node.start_sandbox(start)))
+
+    async def KillSandbox(self, request: pb.KillSandboxRequest, context: Any) -> pb.KillSandboxResponse:
+        sandbox_id = SandboxId(request.sandbox_id)
+        return pb.KillSandboxResponse(was_running=await _ask(context, self._node.kill_sandbox(sandbox_id)))
+
+    async def ListSandboxes(self, request: pb.ListSandboxesRequest, context: Any) -> pb.ListSandboxesResponse:
+        found = await _ask(context, self._node.list_sandboxes())
+        return pb.ListSandboxesResponse(sandboxes=[convert.sandbox_to_wire(sandbox) for sandbox in found])
+
+    async def ReadUsage(self, request: pb.ReadUsageRequest, context: Any) -> pb.SandboxUsage:
+        return convert.usage_to_wire(await _ask(context, self._node.read_usage(SandboxId(request.sandbox_id))))
+
+    async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> pb.ReadLogsResponse:
+        # NOTE: the id names a file, so it is checked before it goes anywhere.
+        sandbox_id = await _check_id(context, SandboxId(request.sandbox_id))
+        limit = min(request.limit, MAX_LOG_ENTRIES)
+        reading = self._node.read_logs(sandbox_id, start_ms=request.start_ms, limit=limit)
+        return pb.ReadLogsResponse(entries=[convert.log_to_wire(entry) for entry in await _ask(context, reading)])
+
+    async def WatchExits(self, request: pb.WatchExitsRequest, context: Any) -> AsyncIterator[pb.SandboxExit]:
+        try:
+            async for ended in self._node.watch_exits():
+                yield convert.exit_to_wire(ended)
+        except FirebrickError as exc:
+            await _refuse(context, exc)
+
+
+class NodeServer:
+    """Serves a node on a socket that only its owner may open."""
+
+    def __init__(self, node: NodeClient, socket: Path) -> None:
+        self._socket = socket
+        self._node = node
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. A socket file that a killed process left is replaced. Raises Internal."""
+        if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:
+            raise Invalid(f"The path {self._socket} is too long for a socket; choose a shorter data_dir.")
+        self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._socket.unlink(missing_ok=True)
+        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        add_NodeServicer_to_server(NodeService(self._node), server)
+        # NOTE: the mode holds from the bind on; a chmod afterwards would leave a moment for others.
+        before = os.umask(0o177)
+        try:
+            bound = server.add_insecure_port(f"unix:{self._socket}")
+        except RuntimeError as exc:
+            raise Internal(f"The socket {self._socket} could not be opened.", detail=str(exc)) from exc
+        finally:
+            os.umask(before)
+        if not bound:
+            raise Internal(f"The socket {self._socket} could not be opened.")
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_S)
+            self._socket.unlink(missing_ok=True)
+
+
+async def _ask(context: Any, asking: Awaitable[Answer]) -> Answer:
+    try:
+        return await asking
+    except FirebrickError as exc:
+        await _refuse(context, exc)
+    except asyncio.CancelledError:
+        raise
+    except Exception as exc:
+        log.exception("rpc.failed")
+        await _refuse(context, Internal("The node agent failed; its log tells why.", detail=repr(exc)))
+
+
+async def _check_id(context: Any, sandbox_id: SandboxId) -> SandboxId:
+    if not is_sandbox_id(sandbox_id):
+        await _refuse(context, Invalid(f"'{sandbox_id}' is not a sandbox id."))
+    return sandbox_id
+
+
+async def _refuse(context: Any, error: FirebrickError) -> NoReturn:
+    if error.detail:
+        log.warning("rpc.refused", code=error.code, message=error.message, detail=error.detail)
+    await context.abort(status_of(error), error.message, trailing_metadata=((CODE_TRAILER, error.code),))
+    raise AssertionError("abort raises")

@@ -1,0 +1,273 @@
+"""`NodeAgent`: what the control plane may ask of this node. It finds the owner and lets it act.
+
+    start ── warm machine of that kind? ── yes ──▶ its actor takes the sandbox
+                                      └── no ───▶ a new actor starts a machine for it
+
+One entry per sandbox id, from its start to the moment its guest is gone: that is what makes a repeated start
+join the first, and a kill find a start that is under way.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from firebrick.clock import Clock
+from firebrick.log import get_log
+from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable
+from firebrick.model.ids import MachineId, SandboxId, new_machine_id
+from firebrick.model.machine import MachineExit, RuntimeName
+from firebrick.node.capacity import Capacity, capacity_of, read_facts
+from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
+from firebrick.node.exits import ExitBroadcast
+from firebrick.node.guest_log import EndedLogs, select
+from firebrick.node.machine import Machine
+from firebrick.node.records import MachineRecord, MachineRecords, MachineState
+from firebrick.node.recovery import recover
+from firebrick.node.refill import WarmPool
+from firebrick.node.sandbox_actor import ActorHooks, ActorState, SandboxActor
+from firebrick.node.task_owner import TaskOwner
+from firebrick.rpc.node_api import (
+    LogEntry,
+    NodeDescription,
+    NodeSandbox,
+    SandboxExit,
+    SandboxUsage,
+    StartSandbox,
+)
+
+STOP_S = 10.0
+"""How long a graceful stop waits for starts to be undone and tear-downs to finish; the rest is recovery's."""
+
+log = get_log("node")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A sandbox from its start until its machine is gone. `actor` changes when a warm machine fails it."""
+
+    request: StartSandbox | None
+    actor: SandboxActor
+    answer: "asyncio.Future[NodeSandbox]"
+    is_killed: bool = False
+
+
+class NodeAgent:
+    """Implements `rpc.node_api.NodeClient` in process. `open` first, `close` last."""
+
+    def __init__(self, drivers: NodeDrivers, settings: NodeSettings) -> None:
+        self._drivers = drivers
+        self._settings = settings
+        self._clock: Clock = drivers.clock
+        self._records = MachineRecords(settings.machines_dir)
+        self._ended_logs = EndedLogs(settings.logs_dir, drivers.clock)
+        self._gate = asyncio.Semaphore(settings.start_concurrency)
+        self._hooks = ActorHooks(
+            has_changed=self._actor_changed, has_settled=self._actor_settled, has_exited=self._actor_exited
+        )
+        self._tasks = TaskOwner()
+        self._background = TaskOwner()
+        self._exits = ExitBroadcast()
+        self._actors: dict[MachineId, SandboxActor] = {}
+        self._entries: dict[SandboxId, _Entry] = {}
+        self._pool = WarmPool(settings, drivers, self._actors, self._start_actor)
+        self._is_open = False
+
+    async def open(self) -> None:
+        """Adopt what an earlier process left, clean up behind it, and begin to serve."""
+        self._settings.machines_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        recovered = await recover(self._drivers, self._records)
+        kept = recovered.adopt + recovered.resisting
+        await self._drivers.slots.open(frozenset(r.slot_index for r in kept if r.slot_index is not None))
+        await self._drivers.rootfs.open()
+        for record in recovered.adopt:
+            self._adopt(record)
+        for record in recovered.resisting:
+            self._own(record, None, adopt=True).begin_kill()
+        self._is_open = True
+        self._background.start(self._pool.run(), name="warm pool")
+
+    async def close(self) -> None:
+        """Stop. Running and warm machines stay as they are; what is being started is undone."""
+        self._is_open = False
+        await self._background.close()
+        for actor in list(self._actors.values()):
+            if actor.state in (ActorState.STARTING, ActorState.CLAIMED):
+                actor.begin_kill()
+        try:
+            async with asyncio.timeout(STOP_S):
+                while any(a.state not in (ActorState.WARM, ActorState.RUNNING) for a in self._actors.values()):
+                    await self._clock.sleep(0.01)
+        except TimeoutError:
+            log.warning("node.stop_unfinished", machine_count=len(self._actors))
+        await self._tasks.close()
+        self._exits.close()
+        for runtime in self._drivers.runtimes.values():
+            await runtime.close()
+        await self._drivers.slots.close()
+        await self._drivers.rootfs.close()
+
+    # What the control plane asks
+
+    async def describe(self) -> NodeDescription:
+        capacity = self._capacity()
+        states = [actor.state for actor in self._actors.values()]
+        return NodeDescription(
+            node_id=self._settings.node_id,
+            version=version("firebrick"),
+            runtimes=self._settings.offered,
+            builds=self._drivers.images.builds(),
+            millicpu=capacity.millicpu,
+            memory_mib=capacity.memory_mib,
+            disk_mib=capacity.disk_mib,
+            # A warm machine gives its slot up to whoever needs it.
+            free_slot_count=self._drivers.slots.free_count + states.count(ActorState.WARM),
+            starting_count=sum(entry.actor.state is ActorState.STARTING for entry in self._entries.values()),
+            warm_count=states.count(ActorState.WARM),
+        )
+
+    async def start_sandbox(self, request: StartSandbox) -> NodeSandbox:
+        """See NodeClient. A caller that goes away does not stop the start; a repetition joins it."""
+        entry = self._living(request.sandbox_id) or self._begin(request)
+        return await asyncio.shield(entry.answer)
+
+    async def kill_sandbox(self, sandbox_id: SandboxId) -> bool:
+        entry = self._living(sandbox_id)
+        if entry is None:
+            return False
+        entry.is_killed = True
+        entry.actor.begin_kill()
+        await entry.actor.gone()
+        return True
+
+    async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
+        found = (entry.actor.describe() for entry in self._entries.values())
+        return tuple(sandbox for sandbox in found if sandbox is not None)
+
+    async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
+        entry = self._living(sandbox_id)
+        if entry is None:
+            raise NotFound(f"The sandbox {sandbox_id} does not run on this node.")
+        return await entry.actor.usage()
+
+    async def read_logs(self, sandbox_id: SandboxId, *, start_ms: int, limit: int) -> tuple[LogEntry, ...]:
+        entry = self._entries.get(sandbox_id)
+        if entry is not None:
+            return select(await entry.actor.logs(), start_ms=start_ms, limit=limit)
+        return select(await asyncio.to_thread(self._ended_logs.read, sandbox_id), start_ms=start_ms, limit=limit)
+
+    def watch_exits(self) -> AsyncIterator[SandboxExit]:
+        return self._exits.watch()
+
+    # How it is done
+
+    def _living(self, sandbox_id: SandboxId) -> _Entry | None:
+        entry = self._entries.get(sandbox_id)
+        return None if entry is None or entry.actor.is_gone else entry
+
+    def _begin(self, request: StartSandbox) -> _Entry:
+        """Everything here is synchronous: between looking for an entry and making it, nobody else comes by."""
+        if not self._is_open:
+            raise Unavailable("This node is stopping.")
+        key = self._key(request)
+        self._drivers.images.image(key.build_id)
+        if self._capacity().disk_mib == 0:
+            raise NoCapacity("The disk of this node is nearly full; it takes no new sandbox until space is freed.")
+        actor = self._pool.take(key)
+        if actor is not None:
+            actor.claim(request)
+        else:
+            self._pool.make_room()
+            actor = self._start_actor(key, request)
+        entry = _Entry(request=request, actor=actor, answer=asyncio.get_running_loop().create_future())
+        # Nobody need be waiting when it fails.
+        entry.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+        self._entries[request.sandbox_id] = entry
+        return entry
+
+    def _actor_settled(self, actor: SandboxActor, outcome: NodeSandbox | FirebrickError) -> None:
+        """Pass the answer on; but a warm machine that went bad is no reason to fail the sandbox."""
+        self._pool.touch()
+        entry = self._entry_of(actor)
+        if entry is None or entry.answer.done():
+            return
+        if isinstance(outcome, NodeSandbox):
+            entry.answer.set_result(outcome)
+        elif entry.request and actor.is_from_warm and not entry.is_killed and self._is_open:
+            log.warning("warm.failed", machine_id=actor.machine.machine_id, message=outcome.message)
+            entry.actor = self._start_actor(self._key(entry.request), entry.request)
+        else:
+            entry.answer.set_exception(outcome)
+
+    def _key(self, request: StartSandbox) -> WarmKey:
+        if not self._settings.offered:
+            raise Unavailable("No runtime works on this node; `firebrick doctor` tells why.")
+        runtime = request.runtime or self._settings.offered[0]
+        if runtime not in self._settings.offered:
+            raise Invalid(f"This node does not offer the runtime '{runtime}'.")
+        return WarmKey(build_id=request.build_id, runtime=RuntimeName(runtime), limits=request.limits)
+
+    def _start_actor(self, key: WarmKey, request: StartSandbox | None) -> SandboxActor:
+        record = MachineRecord(
+            machine_id=new_machine_id(),
+            build_id=key.build_id,
+            runtime=key.runtime,
+            limits=key.limits,
+            state=MachineState.STARTING,
+            control_token=secrets.token_hex(16),
+            sandbox_id=request.sandbox_id if request else None,
+        )
+        return self._own(record, request, adopt=False)
+
+    def _adopt(self, record: MachineRecord) -> None:
+        actor = self._own(record, None, adopt=True)
+        sandbox = actor.describe()
+        if sandbox is not None:
+            entry = _Entry(request=None, actor=actor, answer=asyncio.get_running_loop().create_future())
+            entry.answer.set_result(sandbox)
+            self._entries[sandbox.sandbox_id] = entry
+
+    def _own(self, record: MachineRecord, request: StartSandbox | None, *, adopt: bool) -> SandboxActor:
+        actor = SandboxActor(
+            Machine(record, self._drivers, self._settings, self._records),
+            self._drivers,
+            gate=self._gate,
+            ended_logs=self._ended_logs,
+            hooks=self._hooks,
+            request=request,
+        )
+        self._actors[record.machine_id] = actor
+        self._tasks.start(actor.run(adopt=adopt), name=f"machine {record.machine_id}")
+        return actor
+
+    def _actor_changed(self, actor: SandboxActor) -> None:
+        if actor.state is ActorState.ENDED:
+            self._actors.pop(actor.machine.machine_id, None)
+            if actor.sandbox_id is not None and self._entry_of(actor) is not None:
+                del self._entries[actor.sandbox_id]
+        self._pool.poke()
+
+    def _entry_of(self, actor: SandboxActor) -> _Entry | None:
+        """The entry that this actor serves; None when it serves nobody or was replaced."""
+        entry = self._entries.get(actor.sandbox_id) if actor.sandbox_id else None
+        return entry if entry is not None and entry.actor is actor else None
+
+    def _actor_exited(self, actor: SandboxActor, ended: MachineExit) -> None:
+        if actor.sandbox_id is not None:
+            self._exits.send(
+                SandboxExit(
+                    sandbox_id=actor.sandbox_id,
+                    machine_id=ended.machine_id,
+                    cause=ended.cause,
+                    exit_code=-1 if ended.exit_code is None else ended.exit_code,
+                    detail=ended.detail,
+                )
+            )
+
+    def _capacity(self) -> Capacity:
+        return capacity_of(
+            read_facts(self._settings.node_dir),
+            cpu_overcommit=self._settings.cpu_overcommit,
+            memory_overcommit=self._settings.memory_overcommit,
+        )

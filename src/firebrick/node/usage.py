@@ -1,0 +1,30 @@
+"""From two readings of a counter to a percentage."""
+
+from dataclasses import dataclass
+
+SHORTEST_SPAN_S = 1.0
+
+
+@dataclass(slots=True)
+class CpuMeter:
+    """CPU used since the last reading that is at least SHORTEST_SPAN_S old, in percent of one core.
+
+    `base_ns` None: the counter has run before anyone looked, so the first reading only sets the base.
+    Two readers that ask in quick succession must not see noise, so the base moves only when it is old enough.
+    """
+
+    base_s: float
+    base_ns: int | None = 0
+    last_pct: float = 0.0
+
+    def read(self, *, now_s: float, cpu_ns: int) -> float:
+        if self.base_ns is None:
+            self.base_s, self.base_ns = now_s, cpu_ns
+        span_s = now_s - self.base_s
+        if span_s < SHORTEST_SPAN_S:
+            return self.last_pct
+        # A counter that went backwards was restarted; it says nothing about this span.
+        used_ns = max(0, cpu_ns - self.base_ns)
+        self.last_pct = round(used_ns / (span_s * 1e9) * 100, 2)
+        self.base_s, self.base_ns = now_s, cpu_ns
+        return self.last_pct

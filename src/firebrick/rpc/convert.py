@@ -1,0 +1,177 @@
+"""Between protobuf messages and the dataclasses of node_api, both ways, in one place.
+
+What arrives is checked as it is converted: an unknown runtime or cause is an error here, not later.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId
+from firebrick.model.machine import ExitCause, Limits, RuntimeName
+from firebrick.rpc import node_pb2 as pb
+from firebrick.rpc.node_api import (
+    LogEntry,
+    NodeDescription,
+    NodeSandbox,
+    SandboxExit,
+    SandboxUsage,
+    StartSandbox,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_us(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_us(count: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=count)
+
+
+def description_to_wire(item: NodeDescription) -> pb.NodeDescription:
+    return pb.NodeDescription(
+        node_id=item.node_id,
+        version=item.version,
+        runtimes=[str(name) for name in item.runtimes],
+        builds=sorted(item.builds),
+        millicpu=item.millicpu,
+        memory_mib=item.memory_mib,
+        disk_mib=item.disk_mib,
+        free_slot_count=item.free_slot_count,
+        starting_count=item.starting_count,
+        warm_count=item.warm_count,
+    )
+
+
+def description_from_wire(wire: pb.NodeDescription) -> NodeDescription:
+    return NodeDescription(
+        node_id=NodeId(wire.node_id),
+        version=wire.version,
+        runtimes=tuple(RuntimeName(name) for name in wire.runtimes),
+        builds=frozenset(BuildId(build_id) for build_id in wire.builds),
+        millicpu=wire.millicpu,
+        memory_mib=wire.memory_mib,
+        disk_mib=wire.disk_mib,
+        free_slot_count=wire.free_slot_count,
+        starting_count=wire.starting_count,
+        warm_count=wire.warm_count,
+    )
+
+
+def start_to_wire(item: StartSandbox) -> pb.StartSandboxRequest:
+    return pb.StartSandboxRequest(
+        sandbox_id=item.sandbox_id,
+        template_id=item.template_id,
+        build_id=item.build_id,
+        limits=pb.Limits(
+            millicpu=item.limits.millicpu,
+            memory_mib=item.limits.memory_mib,
+            disk_mib=item.limits.disk_mib,
+            process_count=item.limits.process_count,
+        ),
+        env=dict(item.env),
+        metadata=dict(item.metadata),
+        access_token=item.access_token,
+        runtime=item.runtime or "",
+        deny_internet=item.deny_internet,
+    )
+
+
+def start_from_wire(wire: pb.StartSandboxRequest) -> StartSandbox:
+    return StartSandbox(
+        sandbox_id=SandboxId(wire.sandbox_id),
+        template_id=TemplateId(wire.template_id),
+        build_id=BuildId(wire.build_id),
+        limits=Limits(
+            millicpu=wire.limits.millicpu,
+            memory_mib=wire.limits.memory_mib,
+            disk_mib=wire.limits.disk_mib,
+            process_count=wire.limits.process_count,
+        ),
+        env=dict(wire.env),
+        metadata=dict(wire.metadata),
+        access_token=wire.access_token,
+        runtime=RuntimeName(wire.runtime) if wire.runtime else None,
+        deny_internet=wire.deny_internet,
+    )
+
+
+def sandbox_to_wire(item: NodeSandbox) -> pb.NodeSandbox:
+    return pb.NodeSandbox(
+        sandbox_id=item.sandbox_id,
+        machine_id=item.machine_id,
+        runtime=item.runtime,
+        address=item.address,
+        started_at_us=to_us(item.started_at),
+        from_warm=item.from_warm,
+    )
+
+
+def sandbox_from_wire(wire: pb.NodeSandbox) -> NodeSandbox:
+    return NodeSandbox(
+        sandbox_id=SandboxId(wire.sandbox_id),
+        machine_id=MachineId(wire.machine_id),
+        runtime=RuntimeName(wire.runtime),
+        address=wire.address,
+        started_at=from_us(wire.started_at_us),
+        from_warm=wire.from_warm,
+    )
+
+
+def usage_to_wire(item: SandboxUsage) -> pb.SandboxUsage:
+    return pb.SandboxUsage(
+        timestamp_us=to_us(item.timestamp),
+        cpu_ns=item.cpu_ns,
+        cpu_used_pct=item.cpu_used_pct,
+        memory_bytes=item.memory_bytes,
+        memory_limit_bytes=item.memory_limit_bytes,
+        disk_bytes=item.disk_bytes,
+        disk_limit_bytes=item.disk_limit_bytes,
+        process_count=item.process_count,
+    )
+
+
+def usage_from_wire(wire: pb.SandboxUsage) -> SandboxUsage:
+    return SandboxUsage(
+        timestamp=from_us(wire.timestamp_us),
+        cpu_ns=wire.cpu_ns,
+        cpu_used_pct=wire.cpu_used_pct,
+        memory_bytes=wire.memory_bytes,
+        memory_limit_bytes=wire.memory_limit_bytes,
+        disk_bytes=wire.disk_bytes,
+        disk_limit_bytes=wire.disk_limit_bytes,
+        process_count=wire.process_count,
+    )
+
+
+def log_to_wire(item: LogEntry) -> pb.LogEntry:
+    return pb.LogEntry(
+        timestamp_us=to_us(item.timestamp), level=item.level, message=item.message, fields=dict(item.fields)
+    )
+
+
+def log_from_wire(wire: pb.LogEntry) -> LogEntry:
+    return LogEntry(
+        timestamp=from_us(wire.timestamp_us), level=wire.level, message=wire.message, fields=dict(wire.fields)
+    )
+
+
+def exit_to_wire(item: SandboxExit) -> pb.SandboxExit:
+    return pb.SandboxExit(
+        sandbox_id=item.sandbox_id,
+        machine_id=item.machine_id,
+        cause=item.cause,
+        exit_code=item.exit_code,
+        detail=item.detail,
+    )
+
+
+def exit_from_wire(wire: pb.SandboxExit) -> SandboxExit:
+    return SandboxExit(
+        sandbox_id=SandboxId(wire.sandbox_id),
+        machine_id=MachineId(wire.machine_id),
+        cause=ExitCause(wire.cause),
+        exit_code=wire.exit_code,
+        detail=wire.detail,
+    )

@@ -1,0 +1,105 @@
+"""`NodeClient` over gRPC: deadlines on every call, reconnects by itself, raises the classes that the node raised."""
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+import grpc
+
+from firebrick.model.errors import Unavailable
+from firebrick.model.ids import SandboxId
+from firebrick.rpc import convert
+from firebrick.rpc import node_pb2 as pb
+from firebrick.rpc.errors import error_of
+from firebrick.rpc.node_api import (
+    LogEntry,
+    NodeDescription,
+    NodeSandbox,
+    SandboxExit,
+    SandboxUsage,
+    StartSandbox,
+)
+from firebrick.rpc.node_pb2_grpc import NodeStub
+
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A restarting node is back within a second; gRPC's own patience grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+)
+
+DESCRIBE_S = 3.0
+# Longer than a node gives a machine to become ready, twice: a warm machine that went bad is replaced by a cold one.
+START_S = 120.0
+KILL_S = 20.0
+READ_S = 5.0
+
+Answer = TypeVar("Answer")
+
+
+class GrpcNodeClient:
+    """Client of the node at `target`, such as `unix:/path` or `host:port`. Connects when first used."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._channel: grpc.aio.Channel | None = None
+        self._made_stub: Any = None
+
+    async def describe(self) -> NodeDescription:
+        call = self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_S)
+        return convert.description_from_wire(await _answer(call, "describe"))
+
+    async def start_sandbox(self, request: StartSandbox) -> NodeSandbox:
+        call = self._stub.StartSandbox(convert.start_to_wire(request), timeout=START_S)
+        return convert.sandbox_from_wire(await _answer(call, f"start {request.sandbox_id}"))
+
+    async def kill_sandbox(self, sandbox_id: SandboxId) -> bool:
+        call = self._stub.KillSandbox(pb.KillSandboxRequest(sandbox_id=sandbox_id), timeout=KILL_S)
+        return bool((await _answer(call, f"kill {sandbox_id}")).was_running)
+
+    async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
+        call = self._stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=READ_S)
+        return tuple(convert.sandbox_from_wire(wire) for wire in (await _answer(call, "list")).sandboxes)
+
+    async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
+        call = self._stub.ReadUsage(pb.ReadUsageRequest(sandbox_id=sandbox_id), timeout=READ_S)
+        return convert.usage_from_wire(await _answer(call, f"usage of {sandbox_id}"))
+
+    async def read_logs(self, sandbox_id: SandboxId, *, start_ms: int, limit: int) -> tuple[LogEntry, ...]:
+        request = pb.ReadLogsRequest(sandbox_id=sandbox_id, start_ms=start_ms, limit=limit)
+        answer = await _answer(self._stub.ReadLogs(request, timeout=READ_S), f"logs of {sandbox_id}")
+        return tuple(convert.log_from_wire(wire) for wire in answer.entries)
+
+    async def watch_exits(self) -> AsyncIterator[SandboxExit]:
+        stream = self._stub.WatchExits(pb.WatchExitsRequest())
+        try:
+            async for wire in stream:
+                yield convert.exit_from_wire(wire)
+        except grpc.aio.AioRpcError as exc:
+            raise error_of(exc, "watch exits") from exc
+        finally:
+            stream.cancel()
+        raise Unavailable("The node ended its stream of exits.")
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            channel, self._channel, self._made_stub = self._channel, None, None
+            await channel.close()
+
+    @property
+    def _stub(self) -> Any:
+        # Made on first use: a channel belongs to the loop that runs then.
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+            self._made_stub = NodeStub(self._channel)
+        return self._made_stub
+
+
+async def _answer(call: Awaitable[Answer], what: str) -> Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as exc:
+        raise error_of(exc, what) from exc
