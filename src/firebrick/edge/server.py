@@ -1,0 +1,114 @@
+"""The edge as a whole: listens, owns the connections' tasks, follows the catalog, ends in order."""
+
+import asyncio
+
+from firebrick.catalog.base import CatalogReader
+from firebrick.clock import Clock
+from firebrick.edge.client import ClientLink, EdgeLimits, Shared
+from firebrick.edge.router import Router
+from firebrick.edge.stats import Stats
+from firebrick.edge.upstream import Sandboxes
+from firebrick.log import get_log
+
+BACKLOG_COUNT = 4096
+SWEEP_S = 1.0
+GRACE_S = 5.0
+
+log = get_log("edge")
+
+
+class Edge:
+    """`serve`, then `close`. Holds no truth: the catalog says where sandboxes are.
+
+    Args:
+        domain: what follows `<port>-<id>.` in a sandbox's host name; a port in it is ignored.
+    """
+
+    def __init__(self, *, domain: str, catalog: CatalogReader, clock: Clock, limits: EdgeLimits | None = None) -> None:
+        self.stats = Stats()
+        self._catalog = catalog
+        self._clock = clock
+        self._sandboxes = Sandboxes(clock)
+        self._shared = Shared(
+            router=Router(domain, catalog, self.stats),
+            sandboxes=self._sandboxes,
+            stats=self.stats,
+            limits=limits or EdgeLimits(),
+            clock=clock,
+            clients=set(),
+            spawn=self._spawn,
+        )
+        self._server: asyncio.Server | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._root: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+
+    async def serve(self, host: str, port: int) -> int:
+        """Listen; return the port (asked for as 0: any free one) once connections are accepted.
+
+        Raises: OSError — the address can't be listened on.
+        """
+        started = asyncio.Event()
+        self._root = asyncio.create_task(self._run(started), name="edge")
+        await started.wait()
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(lambda: ClientLink(self._shared), host, port, backlog=BACKLOG_COUNT)
+        except OSError:
+            await self.close(grace_s=0)
+            raise
+        bound: int = self._server.sockets[0].getsockname()[1]
+        log.info("edge.listening", host=host, port=bound)
+        return bound
+
+    async def close(self, grace_s: float = GRACE_S) -> None:
+        """Stop accepting, close idle connections, let requests finish for `grace_s`, cut the rest. Idempotent."""
+        self._shared.is_closing = True
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._shared.clients):
+            if client.is_idle:
+                client.close()
+        deadline_s = self._clock.monotonic_s() + grace_s
+        while self._shared.clients and self._clock.monotonic_s() < deadline_s:
+            await self._clock.sleep(0.02)
+        self._sandboxes.cut_all()
+        for client in list(self._shared.clients):
+            client.reset()
+        self._stopped.set()
+        root, self._root = self._root, None
+        if root is not None:
+            await root
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _run(self, started: asyncio.Event) -> None:
+        """The root of every task of the edge."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            children = [tasks.create_task(self._follow()), tasks.create_task(self._sweep())]
+            started.set()
+            await self._stopped.wait()
+            for child in children:
+                child.cancel()
+
+    def _spawn(self, client: ClientLink) -> asyncio.Task[None]:
+        assert self._tasks is not None, "connections are accepted only after the root task has started"
+        return self._tasks.create_task(client.serve())
+
+    async def _follow(self) -> None:
+        """Cut what is withdrawn; to ask for the next change is to confirm this one."""
+        async for change in self._catalog.changes():
+            self._sandboxes.follow(change)
+            # One turn of the loop: aborted connections are closed in it, and only then may we confirm.
+            await asyncio.sleep(0)
+
+    async def _sweep(self) -> None:
+        while True:
+            await self._clock.sleep(SWEEP_S)
+            now_s = self._clock.monotonic_s()
+            for client in list(self._shared.clients):
+                if client.deadline_s is not None and client.deadline_s < now_s:
+                    client.expire()
+            self._sandboxes.sweep()

@@ -1,0 +1,159 @@
+"""Connections into one sandbox: opened, kept for the next request, and all cut at once when it is withdrawn.
+
+They belong to a machine, never to an address: a network slot's address is used again by other sandboxes.
+"""
+
+import asyncio
+from functools import partial
+from typing import Protocol
+
+from firebrick.catalog.base import Route, Tombstone
+from firebrick.clock import Clock
+from firebrick.edge.link import Link
+from firebrick.model.ids import SandboxId
+
+CONNECT_TIMEOUT_S = 5.0
+IDLE_LIMIT_S = 4.0
+"""Servers commonly close after 5 s without a request (uvicorn, Node.js); to be earlier avoids the race."""
+RECENT_S = 1.0
+"""A request that can't be repeated takes only a connection that was used this recently."""
+IDLE_PER_PORT_COUNT = 128
+
+
+class Breakable(Protocol):
+    """An exchange under way with the sandbox."""
+
+    def break_off(self) -> None: ...
+
+
+class UpstreamLink(Link):
+    """A connection to one port of one machine."""
+
+    def __init__(self, sandbox: "SandboxLinks", port: int) -> None:
+        super().__init__()
+        self.sandbox = sandbox
+        self.port = port
+        self.was_used = False
+        self.idle_since_s = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.sandbox.links.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.sandbox.forget(self)
+
+
+class SandboxLinks:
+    """What the edge holds of one execution of a sandbox."""
+
+    def __init__(self, route: Route, clock: Clock) -> None:
+        self.route = route
+        self.is_withdrawn = False
+        self.exchanges: set[Breakable] = set()
+        self.links: set[UpstreamLink] = set()
+        self._idle: dict[int, list[UpstreamLink]] = {}
+        self._clock = clock
+
+    @property
+    def is_unused(self) -> bool:
+        return not self.exchanges and not self.links
+
+    def take(self, port: int, *, is_repeatable: bool) -> UpstreamLink | None:
+        """An idle connection to that port, the last used first; None when there is none to trust."""
+        idle = self._idle.get(port)
+        limit_s = IDLE_LIMIT_S if is_repeatable else RECENT_S
+        while idle:
+            link = idle.pop()
+            if not link.is_open:
+                continue
+            if self._clock.monotonic_s() - link.idle_since_s > limit_s:
+                idle.append(link)
+                return None
+            link.detach(b"")
+            return link
+        return None
+
+    async def connect(self, port: int) -> UpstreamLink:
+        """Open a connection. Raises: ConnectionRefusedError, TimeoutError, OSError."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, link = await loop.create_connection(partial(UpstreamLink, self, port), self.route.address, port)
+        if self.is_withdrawn:
+            link.abort()
+        return link
+
+    def give_back(self, link: UpstreamLink) -> None:
+        """Keep a connection whose last answer is complete."""
+        idle = self._idle.setdefault(link.port, [])
+        if self.is_withdrawn or not link.is_open or link.pending or len(idle) >= IDLE_PER_PORT_COUNT:
+            link.abort()
+            return
+        link.was_used = True
+        link.idle_since_s = self._clock.monotonic_s()
+        # Bytes nobody asked for would be read as the next request's answer.
+        link.attach(lambda _: link.abort())
+        idle.append(link)
+
+    def forget(self, link: UpstreamLink) -> None:
+        self.links.discard(link)
+        idle = self._idle.get(link.port, [])
+        if link in idle:
+            idle.remove(link)
+
+    def close_idle(self) -> None:
+        """Close what has been idle too long."""
+        oldest_s = self._clock.monotonic_s() - IDLE_LIMIT_S
+        for idle in self._idle.values():
+            for link in [link for link in idle if link.idle_since_s < oldest_s]:
+                idle.remove(link)
+                link.close()
+
+    def cut(self) -> None:
+        """The sandbox is gone: break every exchange and connection, now."""
+        self.is_withdrawn = True
+        for link in list(self.links):
+            link.abort()
+        for exchange in list(self.exchanges):
+            exchange.break_off()
+
+
+class Sandboxes:
+    """The links of every sandbox that has any. Follows the catalog: what is withdrawn there is cut here."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._links: dict[SandboxId, SandboxLinks] = {}
+
+    def of(self, route: Route) -> SandboxLinks:
+        """The links of that execution; those of an earlier one are cut."""
+        links = self._links.get(route.sandbox_id)
+        if links is not None and links.route != route:
+            self.cut(route.sandbox_id)
+            links = None
+        if links is None:
+            links = self._links[route.sandbox_id] = SandboxLinks(route, self._clock)
+        return links
+
+    def cut(self, sandbox_id: SandboxId) -> None:
+        links = self._links.pop(sandbox_id, None)
+        if links is not None:
+            links.cut()
+
+    def follow(self, change: Route | Tombstone) -> None:
+        """Act on a change of the catalog."""
+        links = self._links.get(change.sandbox_id)
+        if links is not None and links.route != change:
+            self.cut(change.sandbox_id)
+
+    def sweep(self) -> None:
+        """Close idle connections in time, forget sandboxes of which nothing is held."""
+        for sandbox_id, links in list(self._links.items()):
+            links.close_idle()
+            if links.is_unused:
+                del self._links[sandbox_id]
+
+    def cut_all(self) -> None:
+        for sandbox_id in list(self._links):
+            self.cut(sandbox_id)

@@ -1,0 +1,66 @@
+"""Process entry: the edge of one machine, following the control plane's catalog over its socket."""
+
+import asyncio
+import resource
+import signal
+import sys
+from dataclasses import replace
+
+import uvloop
+
+from firebrick import log
+from firebrick.catalog.follower import CatalogFollower
+from firebrick.clock import SystemClock
+from firebrick.config import Config, load_config
+from firebrick.edge.client import EdgeLimits
+from firebrick.edge.server import Edge
+
+RESERVED_FILES_COUNT = 256
+"""Descriptors kept for everything that is not a connection."""
+MOST_FILES_COUNT = 1_048_576
+"""Asked for where the hard limit is 'unlimited'."""
+
+
+def raise_file_limit() -> int:
+    """Take as many descriptors as we may have; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES_COUNT if hard == resource.RLIM_INFINITY else hard
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+async def run(config: Config, limits: EdgeLimits) -> None:
+    """Serve until SIGTERM or SIGINT, then end in order."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    clock = SystemClock()
+    catalog = CatalogFollower(config.catalog_socket, clock)
+    edge = Edge(domain=config.sandbox_domain, catalog=catalog, clock=clock, limits=limits)
+    catalog.start()
+    try:
+        await edge.serve(config.host, config.edge_port)
+        await stopping.wait()
+        await edge.close()
+    finally:
+        await catalog.close()
+
+
+def main() -> int:
+    config = load_config()
+    log.configure(config.log_level, "edge")
+    # Each client connection may need one more, into a sandbox.
+    total_count = max(16, (raise_file_limit() - RESERVED_FILES_COUNT) // 2)
+    limits = replace(EdgeLimits(), total_count=min(EdgeLimits().total_count, total_count))
+    try:
+        uvloop.run(run(config, limits))
+    except OSError as exc:
+        log.get_log("main").error("edge.refused", host=config.host, port=config.edge_port, reason=exc.strerror)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
