@@ -15,12 +15,12 @@ class SimGuest:
 
 
 class SimGuests:
-    """All guests of one simulated node, by control token. `silent_*` make every guest fail that call."""
+    """All guests of one simulated node, by control token. `silent_*_count`: so many next calls go unanswered."""
 
     def __init__(self) -> None:
         self.guests: dict[str, SimGuest] = {}
-        self.silent_ready = False
-        self.silent_init = False
+        self.silent_ready_count = 0
+        self.silent_init_count = 0
 
     def link(self, address: str, control_token: str) -> "SimGuestLink":
         return SimGuestLink(self, control_token)
@@ -38,11 +38,13 @@ class SimGuestLink:
         return self._world.guests.setdefault(self._token, SimGuest())
 
     async def wait_ready(self, *, timeout_s: float) -> None:
-        if self._world.silent_ready:
+        if self._world.silent_ready_count > 0:
+            self._world.silent_ready_count -= 1
             raise GuestSilent(f"The simulated guest did not become ready within {timeout_s:g} s.")
 
     async def init(self, settings: GuestInit) -> None:
-        if self._world.silent_init:
+        if self._world.silent_init_count > 0:
+            self._world.silent_init_count -= 1
             raise GuestSilent("The simulated guest did not take its settings.")
         guest = self.guest
         guest.settings = settings

@@ -56,11 +56,11 @@ class _Entry:
 class NodeAgent:
     """Implements `rpc.node_api.NodeClient` in process. `open` first, `close` last."""
 
-    def __init__(self, drivers: NodeDrivers, settings: NodeSettings) -> None:
+    def __init__(self, drivers: NodeDrivers, settings: NodeSettings, records: MachineRecords) -> None:
         self._drivers = drivers
         self._settings = settings
         self._clock: Clock = drivers.clock
-        self._records = MachineRecords(settings.machines_dir)
+        self._records = records
         self._ended_logs = EndedLogs(settings.logs_dir, drivers.clock)
         self._gate = asyncio.Semaphore(settings.start_concurrency)
         self._hooks = ActorHooks(

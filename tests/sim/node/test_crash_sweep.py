@@ -1,0 +1,140 @@
+"""kill -9 of the node agent at every step: nothing leaks, and no running sandbox ends."""
+
+from pathlib import Path
+
+import pytest
+
+from firebrick.model.ids import SandboxId
+from firebrick.node.supervisor import NodeAgent
+from tests.sim.node.world import Steps, World, request, until_dead
+from tests.support.wait import wait_for
+
+MOST_STEPS = 80
+
+
+async def ready_agent(world: World, steps: Steps) -> NodeAgent:
+    agent = world.build(steps)
+    await agent.open()
+    if world.settings.warm_count:
+        await wait_for(lambda: is_warm(agent, world.settings.warm_count))
+    return agent
+
+
+async def is_warm(agent: NodeAgent, count: int) -> bool:
+    return (await agent.describe()).warm_count == count
+
+
+@pytest.mark.parametrize("warm_count", [0, 1])
+async def test_a_start_killed_at_any_step_leaks_nothing_and_harms_no_neighbour(tmp_path: Path, warm_count: int) -> None:
+    """After a restart only sandboxes that were answered for run, and the start can be repeated."""
+    for crash_at in range(1, MOST_STEPS):
+        world = World(tmp_path / str(crash_at))
+        steps = Steps()
+        world.keep_warm(warm_count)
+        agent = await ready_agent(world, steps)
+        neighbour = await agent.start_sandbox(request())
+        await world.assert_owned(agent)
+        steps.crash_at = len(steps.passed) + crash_at
+        wanted = request()
+        if not await until_dead(steps, agent.start_sandbox(wanted)):
+            await agent.close()
+            break
+        world.keep_warm(0)
+        async with world.agent() as reborn:
+            assert neighbour in await reborn.list_sandboxes()
+            await world.assert_owned(reborn)
+            again = await reborn.start_sandbox(wanted)
+            assert await reborn.start_sandbox(wanted) == again
+            assert await reborn.kill_sandbox(wanted.sandbox_id)
+            assert await reborn.kill_sandbox(neighbour.sandbox_id)
+            await world.assert_empty()
+    assert 10 < crash_at < MOST_STEPS - 1
+
+
+async def kill(agent: NodeAgent, victim: SandboxId, world: World, acknowledged: list[bool]) -> None:
+    acknowledged.append(await agent.kill_sandbox(victim))
+    await world.assert_owned(agent)
+
+
+async def test_a_kill_killed_at_any_step_is_final_after_the_restart(tmp_path: Path) -> None:
+    """A kill that was cut off can be repeated and leaves nothing; one that was acknowledged stays a kill."""
+    for crash_at in range(1, MOST_STEPS):
+        world = World(tmp_path / str(crash_at))
+        steps = Steps()
+        agent = await ready_agent(world, steps)
+        neighbour = await agent.start_sandbox(request())
+        victim = await agent.start_sandbox(request())
+        steps.crash_at = len(steps.passed) + crash_at
+        acknowledged: list[bool] = []
+        if not await until_dead(steps, kill(agent, victim.sandbox_id, world, acknowledged)):
+            await agent.close()
+            break
+        async with world.agent() as reborn:
+            listed = await reborn.list_sandboxes()
+            assert neighbour in listed
+            assert victim not in listed or not acknowledged
+            await reborn.kill_sandbox(victim.sandbox_id)
+            await world.assert_owned(reborn)
+            await reborn.kill_sandbox(neighbour.sandbox_id)
+            await world.assert_empty()
+    assert 5 < crash_at < MOST_STEPS - 1
+
+
+async def test_a_restart_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
+    """Recovery itself may be killed: the one after it finds the same."""
+    for crash_at in range(1, MOST_STEPS):
+        world = World(tmp_path / str(crash_at))
+        first = Steps()
+        agent = await ready_agent(world, first)
+        kept = await agent.start_sandbox(request())
+        first.crash_at = len(first.passed) + 9
+        await until_dead(first, agent.start_sandbox(request()))
+        assert first.is_dead
+        second = Steps(crash_at=crash_at)
+        reborn = world.build(second)
+        if not await until_dead(second, reborn.open()):
+            await reborn.close()
+            break
+        async with world.agent() as third:
+            assert await third.list_sandboxes() == (kept,)
+            await world.assert_owned(third)
+            await third.kill_sandbox(kept.sandbox_id)
+            await world.assert_empty()
+    assert 2 < crash_at < MOST_STEPS - 1
+
+
+@pytest.mark.parametrize("warm_count", [0, 1])
+async def test_a_step_that_fails_fails_the_start_or_nothing(tmp_path: Path, warm_count: int) -> None:
+    """Whatever one step's failure does to a start, what it made is gone or runs; a warm machine is replaced."""
+    for fail_at in range(1, MOST_STEPS):
+        world = World(tmp_path / str(fail_at))
+        steps = Steps()
+        world.keep_warm(warm_count)
+        agent = await ready_agent(world, steps)
+        world.keep_warm(0)
+        wanted = request()
+        steps.fail_at = len(steps.passed) + fail_at
+        failed = None
+        try:
+            await agent.start_sandbox(wanted)
+        except Exception as exc:  # noqa: BLE001 - any failure is allowed here, a leak is not
+            failed = exc
+        await wait_for(lambda agent=agent, world=world: is_settled(agent, world))
+        has_run_out = steps.fail_at > len(steps.passed)
+        listed = await agent.list_sandboxes()
+        assert (failed is None) == (len(listed) == 1)
+        assert warm_count == 0 or failed is None
+        await agent.kill_sandbox(wanted.sandbox_id)
+        await wait_for(lambda agent=agent, world=world: is_settled(agent, world))
+        await agent.close()
+        if has_run_out:
+            break
+    assert 4 < fail_at < MOST_STEPS - 1
+
+
+async def is_settled(agent: NodeAgent, world: World) -> bool:
+    try:
+        await world.assert_owned(agent)
+    except AssertionError:
+        return False
+    return True

@@ -1,0 +1,244 @@
+"""A simulated host that outlives node agents: build one over it, kill it at any step, build the next.
+
+`Steps` stands between an agent and the host. Every effect passes it twice, before and after; at a chosen
+passage it lets the call fail, or cuts the agent off for good: from then on nothing that the dying agent still
+does reaches the host, which is what kill -9 means.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from firebrick.clock import SystemClock
+from firebrick.guestlink.sim import SimGuests
+from firebrick.model.errors import NotFound
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId, is_machine_id, new_sandbox_id
+from firebrick.model.machine import Limits, RuntimeName
+from firebrick.node.drivers import AgentImage, NodeDrivers, NodeSettings, WarmKey
+from firebrick.node.records import MachineRecord, MachineRecords
+from firebrick.node.supervisor import NodeAgent
+from firebrick.rootfs.sim import SimRootfs
+from firebrick.rpc.node_api import StartSandbox
+from firebrick.runtimes.base import RuntimeFailed
+from firebrick.runtimes.sim.runtime import SimRuntime
+from tests.sim.node.slots import HostSlots
+from tests.support.wait import wait_for
+
+BASE = BuildId("base-build")
+LIMITS = Limits(millicpu=1000, memory_mib=512, disk_mib=1024, process_count=100)
+WARM_KEY = WarmKey(build_id=BASE, runtime=RuntimeName.SIM, limits=LIMITS)
+EFFECTS = frozenset({"start", "destroy", "prepare", "remove", "acquire", "release", "write", "wait_ready", "init"})
+
+
+class Crashed(BaseException):
+    """The agent is dead. No Exception: nothing in it may handle this."""
+
+
+class FastClock(SystemClock):
+    """Time that runs fifty times faster, so that retries and pauses cost a test little."""
+
+    SPEED = 50.0
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() * self.SPEED
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds / self.SPEED)
+
+
+@dataclass(slots=True)
+class Steps:
+    """Counts passages of effects. `crash_at` and `fail_at` name the passage; 0 is never."""
+
+    crash_at: int = 0
+    fail_at: int = 0
+    passed: list[str] = field(default_factory=list)
+    is_dead: bool = False
+
+    def passage(self, name: str) -> None:
+        if self.is_dead:
+            raise Crashed
+        self.passed.append(name)
+        if len(self.passed) == self.crash_at:
+            self.is_dead = True
+            raise Crashed
+        if len(self.passed) == self.fail_at and name.startswith("before"):
+            raise RuntimeFailed(f"Told to fail {name}.")
+
+
+class Between:
+    """An object of the host as the agent gets it."""
+
+    def __init__(self, target: Any, steps: Steps) -> None:
+        self._target = target
+        self._steps = steps
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+        if inspect.iscoroutinefunction(value):
+            return self._slow(name, value)
+        return self._quick(name, value)
+
+    def _slow(self, name: str, value: Any) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self._pass("before", name)
+            result = await value(*args, **kwargs)
+            self._pass("after", name)
+            return result
+
+        return call
+
+    def _quick(self, name: str, value: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._pass("before", name)
+            result = value(*args, **kwargs)
+            self._pass("after", name)
+            return result
+
+        return call
+
+    def _pass(self, when: str, name: str) -> None:
+        if self._steps.is_dead:
+            raise Crashed
+        if name in EFFECTS:
+            self._steps.passage(f"{when} {name}")
+
+
+class Images:
+    def builds(self) -> frozenset[BuildId]:
+        return frozenset({BASE})
+
+    def image(self, build_id: BuildId) -> Path:
+        if build_id != BASE:
+            raise NotFound(f"No build {build_id} on this node.")
+        return Path("/sim/base.erofs")
+
+
+class World:
+    """The host: what is there stays there, whichever agent looks at it."""
+
+    def __init__(self, root: Path, *, slot_count: int = 8) -> None:
+        self.clock = FastClock()
+        self.root = root
+        self.runtime = SimRuntime(self.clock)
+        self.rootfs = SimRootfs()
+        self.slots = HostSlots(size=slot_count)
+        self.guests = SimGuests()
+        self.records = MachineRecords(root / "machines")
+        self.settings = NodeSettings(
+            node_id=NodeId("node-sim"),
+            node_dir=root,
+            offered=(RuntimeName.SIM,),
+            dns_servers=("192.0.2.1",),
+            start_concurrency=4,
+            cpu_overcommit=8.0,
+            memory_overcommit=4.0,
+            warm_count=0,
+            warm_memory_mib=512,
+        )
+        root.mkdir(parents=True, exist_ok=True)
+
+    def keep_warm(self, count: int) -> None:
+        self.settings = replace(self.settings, warm_count=count, always_hot=(WARM_KEY,))
+
+    def build(self, steps: Steps | None = None) -> NodeAgent:
+        """A new agent process over this host."""
+        steps = steps or Steps()
+        drivers = NodeDrivers(
+            runtimes={RuntimeName.SIM: Between(self.runtime, steps)},
+            rootfs=Between(self.rootfs, steps),
+            slots=Between(self.slots, steps),
+            links=lambda address, token: Between(self.guests.link(address, token), steps),  # type: ignore[return-value]
+            images=Images(),
+            agent=AgentImage(directory=Path("/sim/agent"), argv=("agent",), env=lambda token: {"TOKEN": token}),
+            clock=self.clock,
+        )
+        return NodeAgent(drivers, self.settings, Between(self.records, steps))  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[NodeAgent]:
+        agent = self.build()
+        await agent.open()
+        try:
+            yield agent
+        finally:
+            await agent.close()
+
+    def machine_ids(self) -> dict[str, set[MachineId]]:
+        """Who is there, by each kind of thing that a machine has."""
+        stored = self.records.load_all()
+        return {
+            "runtime": set(self.runtime.machines),
+            "rootfs": set(self.rootfs.disks),
+            "records": {record.machine_id for record in stored.readable} | set(stored.unreadable),
+        }
+
+    def stored(self) -> dict[MachineId, MachineRecord]:
+        return {record.machine_id: record for record in self.records.load_all().readable}
+
+    async def assert_owned(self, agent: NodeAgent) -> None:
+        """Every thing on the host belongs to a sandbox that the agent lists or to a warm machine of it."""
+
+        async def is_consistent() -> bool:
+            listed = {sandbox.machine_id for sandbox in await agent.list_sandboxes()}
+            warm_count = (await agent.describe()).warm_count
+            kinds = list(self.machine_ids().values())
+            taken = self.taken_slot_count()
+            return all(listed <= kind and len(kind) == len(listed) + warm_count == taken for kind in kinds)
+
+        await wait_for(is_consistent, status=lambda: f"{self.machine_ids()}, slots taken: {self.taken_slot_count()}")
+        indexes = [record.slot_index for record in self.stored().values()]
+        assert len(indexes) == len(set(indexes)), "two machines share a slot"
+
+    def taken_slot_count(self) -> int:
+        return self.slots.size - self.slots.free_count
+
+    async def assert_empty(self) -> None:
+        await wait_for(
+            lambda: not any(self.machine_ids().values()) and self.taken_slot_count() == 0,
+            status=lambda: f"{self.machine_ids()}, slots taken: {self.taken_slot_count()}",
+        )
+        left = [path.name for path in (self.root / "machines").glob("*") if is_machine_id(path.name)]
+        assert left == []
+
+
+def request(sandbox_id: SandboxId | None = None, **changes: Any) -> StartSandbox:
+    return StartSandbox(
+        sandbox_id=sandbox_id or new_sandbox_id(),
+        template_id=TemplateId("base"),
+        build_id=BASE,
+        limits=LIMITS,
+        env={"A": "b"},
+        access_token="secret",
+        **changes,
+    )
+
+
+async def until_dead(steps: Steps, work: Coroutine[Any, Any, object]) -> bool:
+    """Do `work` until it is done or the agent is dead; True when it died, and then nothing of it runs on."""
+    task = asyncio.ensure_future(work)
+    await wait_for(lambda: task.done() or steps.is_dead, status=lambda: steps.passed)
+    if steps.is_dead:
+        await end_all_tasks()
+    else:
+        await task
+    return steps.is_dead
+
+
+async def end_all_tasks() -> None:
+    """What a dead process leaves running: nothing."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for other in others:
+        other.cancel()
+    if others:
+        await asyncio.wait(others)
+    for other in others:
+        # Read, so that a task that died of the crash is not reported as forgotten.
+        if not other.cancelled():
+            other.exception()
