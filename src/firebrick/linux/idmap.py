@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 from firebrick.linux.process import CommandFailed
@@ -30,3 +31,23 @@ def open_shifted_namespace(shift: int) -> int:
     finally:
         process.kill()
         process.communicate()
+
+
+class ShiftedNamespaces:
+    """Namespaces by shift, each made once: the first costs a process, the next are a look-up. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def descriptor(self, shift: int) -> int:
+        """Raises: CommandFailed, OSError."""
+        with self._lock:
+            if shift not in self._descriptors:
+                self._descriptors[shift] = open_shifted_namespace(shift)
+            return self._descriptors[shift]
+
+    def close(self) -> None:
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])

@@ -17,6 +17,7 @@ MS_NOATIME = 1024
 MS_BIND = 4096
 MS_SHARED = 1 << 20
 
+_MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _AT_FDCWD = -100
@@ -76,7 +77,8 @@ def bind_idmapped(source: Path, target: Path, *, user_namespace: int) -> None:
     tree = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC)
     _check(tree, source)
     try:
-        attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+        # Private: a clone is a peer of its source, so what is later mounted on one would appear on the other too.
+        attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, _MS_PRIVATE, user_namespace)
         result = _libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, len(attributes))
         _check(result, source)
         result = _libc.syscall(

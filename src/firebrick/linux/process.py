@@ -9,7 +9,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,44 @@ async def run(
     if check and done.returncode != 0:
         raise CommandFailed(command, done.returncode, done.stderr or done.stdout)
     return done
+
+
+async def run_lines(
+    argv: Sequence[str | Path],
+    on_line: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> None:
+    """Run to the end and hand over every line of both outputs as it comes.
+
+    Raises: CommandFailed, with the last lines. Cancel: as `run`.
+    """
+    command = [str(part) for part in argv]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env,
+            start_new_session=True, limit=1 << 20,
+        )  # fmt: skip
+    except OSError as exc:
+        raise CommandFailed(command, 127, str(exc)) from exc
+    assert process.stdout is not None
+    last: deque[str] = deque(maxlen=40)
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip("\n")
+                last.append(line)
+                on_line(line)
+            await process.wait()
+    except (TimeoutError, asyncio.CancelledError) as exc:
+        kill_group(process.pid)
+        await asyncio.shield(process.wait())
+        if isinstance(exc, TimeoutError):
+            raise CommandFailed(command, None, f"killed after {timeout_s} s") from exc
+        raise
+    if process.returncode != 0:
+        raise CommandFailed(command, process.returncode, "\n".join(last))
 
 
 def run_sync(

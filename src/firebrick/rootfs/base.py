@@ -20,10 +20,11 @@ class RootfsFailed(Internal):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rootfs:
-    """`path` is mounted and writable until `remove`."""
+    """`path` is mounted and writable until `remove`. Inside's root is `id_shift` on the host, and so on."""
 
     machine_id: MachineId
     path: Path
+    id_shift: int = 0
 
 
 class RootfsDriver(Protocol):
@@ -31,8 +32,12 @@ class RootfsDriver(Protocol):
         """Make the pool of uppers ready, in the background. Called once, after `recover`."""
         ...
 
-    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int) -> Rootfs:
-        """Clone `image` for one machine. Raises RootfsFailed; then nothing is left. O(1), no copying."""
+    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int, id_shift: int = 0) -> Rootfs:
+        """Clone `image` for one machine. Raises RootfsFailed; then nothing is left. O(1), no copying.
+
+        `id_shift` is for runtimes that put a machine into a user namespace: owner n of the image is then
+        n + id_shift on the host, for ids 0 to 65535. 0 leaves owners as they are.
+        """
         ...
 
     async def remove(self, machine_id: MachineId) -> None:

@@ -1,6 +1,6 @@
 """Rootfs by overlayfs: one shared EROFS mount per image, one bounded ext4 upper per machine.
 
-    root/images/<key>/          the image, mounted read-only once; `mapped` beside it when ids are shifted
+    root/images/<key>/image     the image, mounted read-only once
     root/machines/<machine>/    disk.img, disk/ (its mount), rootfs/ (the merged tree)
     root/pool/, making/, seeds/ uppers made ahead, in the making, and what they are cloned from
 
@@ -8,8 +8,8 @@
 live in the host's namespace and survive our process; `recover` reads them back from mountinfo.
 
 Runtimes that run a machine in a user namespace need its files owned by shifted ids. overlayfs itself cannot be
-idmapped (EINVAL, seen on 6.18), but its lower layer can: with `id_shift` the merged tree has inside's root as
-`id_shift` on the host, without a chown of a single file.
+idmapped (EINVAL, seen on 6.18), but its lower layer can (EROFS from 5.19 on): with `id_shift` the merged tree
+has inside's root as `id_shift` on the host, without a chown of a single file.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from firebrick.linux.idmap import open_shifted_namespace
+from firebrick.linux.idmap import ShiftedNamespaces
 from firebrick.linux.loop import attached
 from firebrick.linux.mount import (
     MS_NODEV,
@@ -65,7 +65,6 @@ class OverlayRootfs:
         instance: shown as the source of every overlay mount, for people who read mountinfo.
         pool_size: uppers kept mounted ahead; each costs 230 KiB of disk and a loop device.
         disk_mib: size of those uppers; `prepare` of another size makes its own, in about 5 ms.
-        id_shift: host id of a machine's root; 0 leaves ids as they are.
         reserve_mib: `prepare` refuses below this much free space, because a host that is full turns every
             machine's writes into I/O errors.
     """
@@ -77,14 +76,13 @@ class OverlayRootfs:
         instance: str,
         pool_size: int = 4,
         disk_mib: int = 10240,
-        id_shift: int = 0,
         reserve_mib: int = 512,
     ) -> None:
         self._root = root
         self._source = f"firebrick-{instance}"
         self._pool_size = pool_size
         self._disk_mib = disk_mib
-        self._id_shift = id_shift
+        self._namespaces = ShiftedNamespaces()
         self._reserve_mib = reserve_mib
         self._ready: list[Upper] = []
         self._taken = asyncio.Event()
@@ -99,21 +97,21 @@ class OverlayRootfs:
         if self._pool_size:
             self._filler = asyncio.create_task(self._keep_filled(), name="rootfs-pool")
 
-    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int) -> Rootfs:
+    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int, id_shift: int = 0) -> Rootfs:
         with _Translate(f"prepare the disk of machine {machine_id}"):
             await self._blocking(self._check_room)
             lower = await self._lower(image)
             ready = self._ready.pop() if self._ready and disk_mib == self._disk_mib else None
             self._taken.set()
-            step = self._blocking(self._clone, machine_id, lower, ready, disk_mib)
+            work = asyncio.ensure_future(self._blocking(self._clone, machine_id, lower, ready, disk_mib, id_shift))
             try:
-                path = await asyncio.shield(work := asyncio.ensure_future(step))
+                path = await asyncio.shield(work)
             except asyncio.CancelledError:
                 # The thread cannot be stopped half-way: let it end, then take back what it made.
                 await asyncio.wait([work])
                 await self.remove(machine_id)
                 raise
-        return Rootfs(machine_id=machine_id, path=path)
+        return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift)
 
     async def remove(self, machine_id: MachineId) -> None:
         with _Translate(f"remove the disk of machine {machine_id}"):
@@ -146,6 +144,7 @@ class OverlayRootfs:
             for upper in unused:
                 await self._blocking(destroy_upper, upper)
             await self._blocking(self._release_unused)
+        self._namespaces.close()
         self._threads.shutdown(wait=True)
 
     async def _keep_filled(self) -> None:
@@ -178,7 +177,7 @@ class OverlayRootfs:
     def _machine(self, machine_id: MachineId) -> Upper:
         return Upper(directory=self._root / "machines" / machine_id)
 
-    def _clone(self, machine_id: MachineId, lower: Path, ready: Upper | None, disk_mib: int) -> Path:
+    def _clone(self, machine_id: MachineId, lower: Path, ready: Upper | None, disk_mib: int, id_shift: int) -> Path:
         target = self._machine(machine_id)
         if target.directory.exists():
             if ready is not None:
@@ -187,18 +186,31 @@ class OverlayRootfs:
         upper = ready if ready is not None else self._make(self._root / "pool", disk_mib)
         try:
             upper = upper.moved(target.directory)
-            options = f"lowerdir={option_path(lower)},upperdir={option_path(upper.upper)}"
-            options += f",workdir={option_path(upper.work)},{_OVERLAY_OPTIONS}"
-            mount(self._source, upper.merged, "overlay", flags=MS_NODEV, options=options)
+            if id_shift:
+                self._mount_shifted(upper, lower, id_shift)
+            else:
+                self._mount_merged(upper, lower)
         except BaseException:
             destroy_upper(upper)
             raise
         return upper.merged
 
+    def _mount_merged(self, upper: Upper, lower: Path) -> None:
+        options = f"lowerdir={option_path(lower)},upperdir={option_path(upper.upper)}"
+        options += f",workdir={option_path(upper.work)},{_OVERLAY_OPTIONS}"
+        mount(self._source, upper.merged, "overlay", flags=MS_NODEV, options=options)
+
+    def _mount_shifted(self, upper: Upper, lower: Path, id_shift: int) -> None:
+        os.chown(upper.upper, id_shift, id_shift)
+        # The merged mount keeps its own copy of the shifted view, so the view needs no place of its own: it
+        # lies where the merged tree will be, which also leaves nothing extra to undo.
+        bind_idmapped(lower, upper.merged, user_namespace=self._namespaces.descriptor(id_shift))
+        self._mount_merged(upper, upper.merged)
+
     def _make(self, place: Path, disk_mib: int) -> Upper:
         seed = make_seed(self._root / "seeds", disk_mib=disk_mib)
         name = f"{disk_mib}-{secrets.token_hex(6)}"
-        made = make_upper(seed, self._root / "making" / name, owner=self._id_shift)
+        made = make_upper(seed, self._root / "making" / name)
         return made.moved(place / name)
 
     def _mount_image(self, image: Path) -> Path:
@@ -207,17 +219,7 @@ class OverlayRootfs:
         if not os.path.ismount(plain):
             plain.mkdir(parents=True, exist_ok=True)
             _mount_erofs(image, plain)
-        if not self._id_shift:
-            return plain
-        mapped = self._root / "images" / key / f"mapped-{self._id_shift}"
-        if not os.path.ismount(mapped):
-            mapped.mkdir(exist_ok=True)
-            namespace = open_shifted_namespace(self._id_shift)
-            try:
-                bind_idmapped(plain, mapped, user_namespace=namespace)
-            finally:
-                os.close(namespace)
-        return mapped
+        return plain
 
     def _check_room(self) -> None:
         free = os.statvfs(self._root)
@@ -256,7 +258,7 @@ class OverlayRootfs:
         adopted: list[Upper] = []
         for directory in (self._root / "pool").iterdir():
             upper = Upper(directory=directory)
-            fits = directory.name.startswith(f"{self._disk_mib}-") and upper.is_pristine(owner=self._id_shift)
+            fits = directory.name.startswith(f"{self._disk_mib}-") and upper.is_pristine()
             if fits and len(adopted) < self._pool_size:
                 adopted.append(upper)
             else:

@@ -20,12 +20,13 @@ class SimRootfs:
     async def open(self) -> None:
         return None
 
-    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int) -> Rootfs:
+    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int, id_shift: int = 0) -> Rootfs:
         self._fail("prepare", machine_id)
         if machine_id in self.disks:
             raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
         self.disks[machine_id] = 0
-        return Rootfs(machine_id=machine_id, path=Path("/sim/machines") / machine_id / "rootfs")
+        path = Path("/sim/machines") / machine_id / "rootfs"
+        return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift)
 
     async def remove(self, machine_id: MachineId) -> None:
         self._fail("remove", machine_id)

@@ -79,19 +79,16 @@ class Upper:
     def used_bytes(self) -> int:
         return self.image.stat().st_blocks * 512
 
-    def is_pristine(self, *, owner: int) -> bool:
+    def is_pristine(self) -> bool:
         """Mounted, empty, and owned as a new one: fit for the pool after a restart of ours."""
         try:
-            return os.path.ismount(self.disk) and self.upper.stat().st_uid == owner and not any(self.upper.iterdir())
+            return os.path.ismount(self.disk) and self.upper.stat().st_uid == 0 and not any(self.upper.iterdir())
         except OSError:
             return False
 
 
-def make_upper(seed: Path, directory: Path, *, owner: int) -> Upper:
-    """Clone the seed and mount it. `owner` is root's id in the machine, as the host counts.
-
-    Raises OSError; then `directory` is removed.
-    """
+def make_upper(seed: Path, directory: Path) -> Upper:
+    """Clone the seed and mount it. Raises OSError; then `directory` is removed."""
     made = Upper(directory=directory)
     directory.mkdir(parents=True)
     try:
@@ -102,7 +99,6 @@ def make_upper(seed: Path, directory: Path, *, owner: int) -> Upper:
             mount(device, made.disk, "ext4", flags=MS_NODEV | MS_NOATIME, options=_OPTIONS)
         made.upper.mkdir(mode=0o755)
         made.upper.chmod(0o755)
-        os.chown(made.upper, owner, owner)
         made.work.mkdir(mode=0o700)
     except BaseException:
         destroy_upper(made)

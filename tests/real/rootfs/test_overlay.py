@@ -36,10 +36,8 @@ class Disks:
         self.root = directory / "disks, with: marks"
         self.opened: list[OverlayRootfs] = []
 
-    async def start(self, *, keep: frozenset[MachineId] = frozenset(), id_shift: int = 0) -> OverlayRootfs:
-        driver = OverlayRootfs(
-            root=self.root, instance="test", pool_size=2, disk_mib=DISK_MIB, id_shift=id_shift, reserve_mib=1
-        )
+    async def start(self, *, keep: frozenset[MachineId] = frozenset()) -> OverlayRootfs:
+        driver = OverlayRootfs(root=self.root, instance="test", pool_size=2, disk_mib=DISK_MIB, reserve_mib=1)
         await driver.recover(keep)
         await driver.open()
         self.opened.append(driver)
@@ -135,8 +133,9 @@ async def test_files_behave_as_on_a_disk(disks: Disks) -> None:
 
 async def test_ids_are_shifted_without_a_chown(disks: Disks) -> None:
     """With a shift, inside's root owns the tree as `id_shift` on the host, and its writes too."""
-    driver = await disks.start(id_shift=SHIFT)
-    machine_id, path = await disks.prepare(driver)
+    driver = await disks.start()
+    machine_id = new_machine_id()
+    path = (await driver.prepare(machine_id, disks.image, disk_mib=DISK_MIB, id_shift=SHIFT)).path
     assert {item.stat().st_uid for item in (path, path / "etc", path / "etc" / "name")} == {SHIFT}
     await run(
         ["setpriv", f"--reuid={SHIFT}", f"--regid={SHIFT}", "--clear-groups", "sh", "-c", "echo x >> etc/name"],
