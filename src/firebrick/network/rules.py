@@ -1,0 +1,177 @@
+"""The two rulesets, as text: the host's table, one per instance, and the table in each slot namespace.
+
+The guest's own packets are judged twice: first in its slot namespace, which it cannot enter, then on the host.
+
+    guest ─▶ slot namespace: is it the guest's address? is the way open? translate ─▶
+          ─▶ host: is it this slot's address? private, ours or another slot's? drop : translate ─▶ internet
+
+Only the host opens connections to a guest (edge, node agent). Refusals answer at once with "administratively
+prohibited" rather than by silence, so that a program in a sandbox fails in a millisecond and not in a minute.
+No rule is added when a machine starts: the host's sets name every slot of the pool from the beginning.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from firebrick.network.base import INSIDE_ADDRESS, INSIDE_GATEWAY
+from firebrick.network.layout import Layout
+
+CLOSED = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3",
+    # Azure's metadata and DHCP service has a public address.
+    "168.63.129.16/32",
+)  # fmt: skip
+"""What no guest may reach: private and shared ranges, loopback, link-local, multicast, metadata services.
+
+192.0.0.0/24 holds Oracle's metadata address (192.0.0.192), 100.64.0.0/10 Alibaba's (100.100.100.200).
+"""
+
+UPLINK, INNER = "up", "inner"
+SLOT_TABLE = "firebrick"
+OPEN_CONNECTIONS_MAX_COUNT = 8192
+"""Of one guest, outwards: the host's connection table is shared, and one guest must not fill it."""
+
+
+def host_table(layout: Layout, indices: Iterable[int], guarded_links: Iterable[str]) -> str:
+    """Replace the instance's table in one transaction; there is no moment without rules.
+
+    Runs before the filters of other programs (priority -10). What they drop stays dropped: with nftables a
+    packet has to pass every chain, so a firewall whose forward policy is drop needs an exception of its own.
+    """
+    name = f"inet {layout.table}"
+    slots = list(indices)
+    links = _elements(f'"{layout.host_link(index)}"' for index in slots)
+    sources = _elements(f'"{layout.host_link(index)}" . {layout.address(index)}' for index in slots)
+    addresses = _elements(str(layout.address(index)) for index in slots)
+    closed = _elements(dict.fromkeys((*CLOSED, str(layout.prefix))))
+    guarded = _elements(f'"{link}"' for link in guarded_links)
+    return f"""
+table {name} {{}}
+delete table {name}
+table {name} {{
+    set slot_links {{ type ifname; {links} }}
+    set slot_sources {{ type ifname . ipv4_addr; {sources} }}
+    set slot_addresses {{ type ipv4_addr; {addresses} }}
+    set closed {{ type ipv4_addr; flags interval; auto-merge; {closed} }}
+    set guarded_links {{ type ifname; {guarded} }}
+
+    chain input {{
+        type filter hook input priority -10; policy accept;
+        iifname @slot_links jump slot_to_host
+    }}
+    chain slot_to_host {{
+        iifname . ip saddr != @slot_sources counter drop
+        meta nfproto != ipv4 counter drop
+        ct state established,related accept
+        counter reject with icmp type admin-prohibited
+    }}
+    chain forward {{
+        type filter hook forward priority -10; policy accept;
+        iifname @slot_links jump from_slot
+        oifname @slot_links jump to_slot
+        iifname @guarded_links ct state new ct status != dnat counter drop
+    }}
+    chain from_slot {{
+        meta nfproto != ipv4 counter drop
+        iifname . ip saddr != @slot_sources counter drop
+        ct state invalid counter drop
+        oifname @slot_links counter reject with icmp type admin-prohibited
+        ip daddr @closed counter reject with icmp type admin-prohibited
+        accept
+    }}
+    chain to_slot {{
+        ct state established,related accept
+        counter drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr @slot_addresses oifname != @slot_links masquerade
+    }}
+}}
+"""
+
+
+def guard_links(layout: Layout, links: Iterable[str]) -> str:
+    """Say anew on which links forwarding is on because of us."""
+    name = f"inet {layout.table} guarded_links"
+    elements = ", ".join(f'"{link}"' for link in links)
+    return f"flush set {name}\n" + (f"add element {name} {{ {elements} }}\n" if elements else "")
+
+
+def delete_host_table(layout: Layout) -> str:
+    return f"table inet {layout.table} {{}}\ndelete table inet {layout.table}\n"
+
+
+def slot_table(layout: Layout, index: int) -> str:
+    """The rules of one slot namespace; loaded before it has a link, so there is no open moment.
+
+    A flow that the guest opened passes `outward` in both directions, packet by packet: closing that chain cuts
+    flows that are already there. Flows that the host opened do not pass it.
+    """
+    address = layout.address(index)
+    closed = _elements(dict.fromkeys((*CLOSED, str(layout.prefix))))
+    return f"""
+table inet {SLOT_TABLE} {{
+    set closed {{ type ipv4_addr; flags interval; auto-merge; {closed} }}
+
+    chain spoofed {{
+        type filter hook prerouting priority raw; policy accept;
+        meta nfproto ipv6 counter drop
+        iifname "{INNER}" ip saddr != {INSIDE_ADDRESS} counter drop
+    }}
+    chain arriving {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname "{UPLINK}" ip daddr {address} dnat ip to {INSIDE_ADDRESS}
+    }}
+    chain leaving {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "{UPLINK}" snat ip to {address}
+        oifname "{INNER}" snat ip to {INSIDE_GATEWAY}
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        ct state invalid counter drop
+        # A segment of a connection that we did not see begin is an earlier guest's: it founds none here.
+        ct state new tcp flags & (fin | syn | rst | ack) != syn counter reject with tcp reset
+        iifname "{INNER}" oifname "{UPLINK}" ct direction reply accept
+        iifname "{UPLINK}" oifname "{INNER}" ct direction original accept
+        iifname {{ "{INNER}", "{UPLINK}" }} jump outward
+    }}
+    chain outward {{
+        iifname "{UPLINK}" ct state established,related accept
+        iifname "{UPLINK}" drop
+        ip daddr @closed counter reject with icmp type admin-prohibited
+        ct state established,related accept
+        ct count over {OPEN_CONNECTIONS_MAX_COUNT} counter reject with icmp type admin-prohibited
+        accept
+    }}
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        # What no connection claims may come in from the host: the kernel then answers with a reset.
+        iifname "{UPLINK}" accept
+        counter reject with icmp type admin-prohibited
+    }}
+}}
+"""
+
+
+def deny_internet() -> str:
+    """Close the guest's way out, for flows that are open too. Lasts as long as the slot namespace."""
+    chain = f"inet {SLOT_TABLE} outward"
+    return (
+        f"flush chain {chain}\n"
+        f'add rule {chain} iifname "{UPLINK}" counter drop\n'
+        f"add rule {chain} counter reject with icmp type admin-prohibited\n"
+    )
+
+
+def fingerprint(layout: Layout, index: int) -> str:
+    """Changes with anything that a slot is made of; an older slot is then made anew."""
+    material = f"v1 {layout.slot(index)} {layout.host_address(index)} {slot_table(layout, index)}"
+    return hashlib.sha256(material.encode()).hexdigest()[:16]
+
+
+def _elements(values: Iterable[str]) -> str:
+    text = ", ".join(values)
+    return f"elements = {{ {text} }}" if text else ""

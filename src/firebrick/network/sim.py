@@ -1,0 +1,69 @@
+"""A slot pool without a kernel: loopback addresses and counted places, for tests and simulated nodes."""
+
+import asyncio
+from collections import deque
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from firebrick.model.errors import NoCapacity
+from firebrick.network.base import Slot
+
+LARGEST_SIZE = 65_000
+FIRST_ADDRESS = IPv4Address("127.111.0.1")
+
+
+class SimSlotPool:
+    """A `SlotPool` whose addresses are all this machine's loopback; its slots share the host's namespace."""
+
+    def __init__(self, *, size: int = 64) -> None:
+        self.size = min(size or 64, LARGEST_SIZE)
+        self._ready: deque[int] = deque()
+        self._taken: set[int] = set()
+        self._denied: set[int] = set()
+
+    async def open(self, in_use: frozenset[int]) -> None:
+        self._taken = set(in_use)
+        self._ready = deque(index for index in range(self.size) if index not in in_use)
+
+    async def acquire(self) -> Slot:
+        if not self._ready:
+            raise NoCapacity(
+                f"No network slot is free on this machine: all are taken ({self.size} slots, {len(self._taken)} taken, "
+                f"0 ready). Try again, or raise 'slot_count'."
+            )
+        index = self._ready.popleft()
+        self._taken.add(index)
+        return self.slot(index)
+
+    async def release(self, slot: Slot) -> None:
+        if slot.index in self._taken:
+            self._taken.discard(slot.index)
+            self._denied.discard(slot.index)
+            # Ready on the next turn of the loop, as the native pool's reset happens behind the caller too.
+            asyncio.get_running_loop().call_soon(self._put_ready, slot.index)
+
+    def _put_ready(self, index: int) -> None:
+        if index < self.size and index not in self._taken and index not in self._ready:
+            self._ready.append(index)
+
+    def slot(self, index: int) -> Slot:
+        return Slot(index=index, address=FIRST_ADDRESS + index, netns=Path("/proc/self/ns/net"))
+
+    async def deny_internet(self, slot: Slot) -> None:
+        self._denied.add(slot.index)
+
+    def is_denied(self, slot: Slot) -> bool:
+        """Whether the internet is closed for this slot: what a simulated guest may ask."""
+        return slot.index in self._denied
+
+    @property
+    def free_count(self) -> int:
+        return len(self._ready)
+
+    async def close(self) -> None:
+        """Nothing runs behind a simulated pool."""
+
+    async def destroy_all(self) -> None:
+        self._ready.clear()
+        self._taken.clear()
+        self._denied.clear()
