@@ -262,6 +262,7 @@ class SandboxActor:
                 access_token=request.access_token,
             )
         )
+        self.machine.link.close()
         self.machine.save(state=MachineState.RUNNING, started_at=now)
         self._set_state(ActorState.RUNNING)
         log.info("sandbox.started", sandbox_id=request.sandbox_id, from_warm=self.is_from_warm)
@@ -279,6 +280,9 @@ class SandboxActor:
                 entries, self._log_next = await self.machine.link.logs(self._log_next, timeout_s=timeout_s)
             except GuestSilent:
                 return
+            finally:
+                # An idle sandbox holds no descriptor of ours.
+                self.machine.link.close()
             for entry in entries:
                 self._ring.append(from_guest(entry))
 
