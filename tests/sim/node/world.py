@@ -18,6 +18,7 @@ from firebrick.guestlink.sim import SimGuests
 from firebrick.model.errors import NotFound
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId, is_machine_id, new_sandbox_id
 from firebrick.model.machine import Limits, RuntimeName
+from firebrick.network.sim import SimSlotPool
 from firebrick.node.drivers import AgentImage, NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.records import MachineRecord, MachineRecords
 from firebrick.node.supervisor import NodeAgent
@@ -25,7 +26,6 @@ from firebrick.rootfs.sim import SimRootfs
 from firebrick.rpc.node_api import StartSandbox
 from firebrick.runtimes.base import RuntimeFailed
 from firebrick.runtimes.sim.runtime import SimRuntime
-from tests.sim.node.slots import HostSlots
 from tests.support.wait import wait_for
 
 BASE = BuildId("base-build")
@@ -128,7 +128,7 @@ class World:
         self.root = root
         self.runtime = SimRuntime(self.clock)
         self.rootfs = SimRootfs()
-        self.slots = HostSlots(size=slot_count)
+        self.slots = SimSlotPool(size=slot_count)
         self.guests = SimGuests()
         self.records = MachineRecords(root / "machines")
         self.settings = NodeSettings(
@@ -150,7 +150,12 @@ class World:
     def build(self, steps: Steps | None = None) -> NodeAgent:
         """A new agent process over this host."""
         steps = steps or Steps()
-        drivers = NodeDrivers(
+        return NodeAgent(self.drivers(steps), self.settings, Between(self.records, steps))  # type: ignore[arg-type]
+
+    def drivers(self, steps: Steps | None = None) -> NodeDrivers:
+        """This host as an agent sees it."""
+        steps = steps or Steps()
+        return NodeDrivers(
             runtimes={RuntimeName.SIM: Between(self.runtime, steps)},
             rootfs=Between(self.rootfs, steps),
             slots=Between(self.slots, steps),
@@ -159,7 +164,6 @@ class World:
             agent=AgentImage(directory=Path("/sim/agent"), argv=("agent",), env=lambda token: {"TOKEN": token}),
             clock=self.clock,
         )
-        return NodeAgent(drivers, self.settings, Between(self.records, steps))  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[NodeAgent]:
