@@ -1,0 +1,339 @@
+"""The HTTP/1.1 server: connections, request bodies and answers over asyncio.
+
+One task per connection handles its requests in order. A handler gets an `Exchange`; when the client goes away
+the handler is cancelled. Reading stops while nobody consumes (so a body never piles up) and `drain` waits
+while the client does not read (so an answer never does).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from firebrick_guest.errors import HttpError
+from firebrick_guest.http_head import MAX_HEAD_BYTES, ChunkDecoder, Head, parse_head
+from firebrick_guest.json_text import dump_json
+
+READ_AHEAD_BYTES = 256 * 1024
+WRITE_AHEAD_BYTES = 256 * 1024
+PIECE_BYTES = 256 * 1024
+MAX_CONNECTIONS = 2000
+# A head or a piece of a body that is this late will not come: without a limit, a thousand idle sockets of a
+# port scanner would hold their memory for the life of the sandbox.
+HEAD_TIMEOUT_S = 30.0
+BODY_TIMEOUT_S = 60.0
+# After an early refusal the rest of the body is read and dropped, up to this, so that the client sees the
+# answer and not a reset.
+LINGER_BYTES = 64 * 1024 * 1024
+LINGER_S = 5.0
+
+REASONS = {
+    200: "OK",
+    204: "No Content",
+    206: "Partial Content",
+    304: "Not Modified",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    406: "Not Acceptable",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    416: "Range Not Satisfiable",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    499: "Client Closed Request",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+    507: "Insufficient Storage",
+}
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_connection", "_decoder", "_left", "head", "is_answered", "is_finished", "keep_alive")
+
+    def __init__(self, connection: "Connection", head: Head) -> None:
+        self._connection = connection
+        self.head = head
+        self.keep_alive = head.keep_alive
+        self.is_answered = False
+        self.is_finished = False
+        self._left = head.length
+        self._decoder = ChunkDecoder() if head.is_chunked else None
+
+    @property
+    def body_is_read(self) -> bool:
+        return self._decoder.is_done if self._decoder else self._left == 0
+
+    async def read(self) -> bytes:
+        """The next piece of the body, at most PIECE_BYTES; b"" at its end.
+
+        Raises: HttpError 400 (broken chunks), 408 (the client stalls).
+        """
+        connection = self._connection
+        if self.body_is_read:
+            return b""
+        connection.send_continue(self.head)
+        while True:
+            piece = self._take(connection.buffer)
+            if piece or self.body_is_read:
+                connection.relieve()
+                return piece
+            await connection.more(BODY_TIMEOUT_S)
+
+    def _take(self, buffer: bytearray) -> bytes:
+        if self._decoder:
+            return self._decoder.feed(buffer, PIECE_BYTES)
+        piece = bytes(buffer[: min(self._left, PIECE_BYTES)])
+        del buffer[: len(piece)]
+        self._left -= len(piece)
+        return piece
+
+    async def read_all(self, limit: int) -> bytes:
+        """The whole body. Raises HttpError 413 when it is longer than `limit`."""
+        if self.head.length > limit:
+            raise HttpError(413, f"the body is longer than {limit} bytes")
+        first = await self.read()
+        if self.body_is_read and len(first) <= limit:
+            return first
+        pieces = bytearray(first)
+        while piece := await self.read():
+            pieces += piece
+            if len(pieces) > limit:
+                raise HttpError(413, f"the body is longer than {limit} bytes")
+        return bytes(pieces)
+
+    def answer(self, status: int, headers: str = "", body: bytes = b"") -> None:
+        """Send a complete answer. `headers` are ready lines, each ended by CR LF."""
+        length = "" if status in (204, 304) else f"Content-Length: {len(body)}\r\n"
+        self._begin(status, headers + length, body)
+        self.is_finished = True
+
+    def answer_json(self, status: int, value: object) -> None:
+        self.answer(status, "Content-Type: application/json\r\n", dump_json(value))
+
+    def begin_stream(self, status: int, headers: str, first: bytes = b"") -> None:
+        """Start an answer whose length is not known. `first` goes out in the same packet."""
+        if self.head.keep_alive:
+            self._begin(status, headers + "Transfer-Encoding: chunked\r\n", _chunk(first) if first else b"")
+        else:
+            # HTTP/1.0 knows no chunks, and whoever asked to close can read up to the end.
+            self._begin(status, headers, first)
+
+    def begin_length(self, status: int, headers: str, length: int) -> None:
+        """Start an answer of `length` bytes, which `write_raw` sends."""
+        self._begin(status, f"{headers}Content-Length: {length}\r\n", b"")
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece of a stream at once."""
+        self._connection.transport.write(_chunk(piece) if self.head.keep_alive else piece)
+
+    def write_raw(self, piece: bytes) -> None:
+        self._connection.transport.write(piece)
+
+    def end_stream(self, last: bytes = b"") -> None:
+        if self.head.keep_alive:
+            last = (_chunk(last) if last else b"") + b"0\r\n\r\n"
+        if last:
+            self._connection.transport.write(last)
+        self.is_finished = True
+
+    async def drain(self) -> None:
+        """Wait while the client has more than WRITE_AHEAD_BYTES to read."""
+        if self._connection.is_write_paused:
+            await self._connection.wait_writable()
+
+    def _begin(self, status: int, headers: str, body: bytes) -> None:
+        self.is_answered = True
+        closing = "" if self.keep_alive else "Connection: close\r\n"
+        line = f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}\r\n{headers}{closing}\r\n"
+        self._connection.transport.write(line.encode("latin-1") + body)
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+def _chunk(piece: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+class Connection(asyncio.Protocol):
+    """One client. `buffer` holds what came and is not consumed yet."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: "HttpServer") -> None:
+        self._server = server
+        self.buffer = bytearray()
+        self._is_read_paused = False
+        self.is_write_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._is_lost = False
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
+        if len(self._server.connections) >= MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._server.connections.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if len(self.buffer) > READ_AHEAD_BYTES and not self._is_read_paused:
+            self._is_read_paused = True
+            self.transport.pause_reading()
+        _wake(self._waiter)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        _wake(self._writable)
+        if self._task:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        _wake(self._writable)
+
+    def relieve(self) -> None:
+        """Go on reading once what was read ahead is consumed."""
+        if self._is_read_paused and len(self.buffer) <= READ_AHEAD_BYTES // 2:
+            self._is_read_paused = False
+            self.transport.resume_reading()
+
+    async def more(self, timeout_s: float | None) -> None:
+        """Wait for bytes. Raises HttpError 408 after `timeout_s`."""
+        if self._is_lost:
+            raise ConnectionResetError
+        self.relieve()
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._waiter
+        except TimeoutError as exc:
+            raise HttpError(408, "the request stalled", close=True) from exc
+        finally:
+            self._waiter = None
+
+    async def wait_writable(self) -> None:
+        while self.is_write_paused and not self._is_lost:
+            self._writable = asyncio.get_running_loop().create_future()
+            await self._writable
+        if self._is_lost:
+            raise ConnectionResetError
+
+    def send_continue(self, head: Head) -> None:
+        if not self.buffer and head.headers.pop("expect", "").lower() == "100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def close(self) -> None:
+        self.transport.abort()
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _serve(self) -> None:
+        try:
+            while head := await self._next_head():
+                if not await self._one(Exchange(self, head)):
+                    break
+        except HttpError as exc:
+            self._refuse(exc)
+        except (asyncio.CancelledError, ConnectionError):
+            # The client went away or the server closes: nobody is left to be told.
+            self.transport.abort()
+        finally:
+            self._server.connections.discard(self)
+            self.transport.close()
+
+    async def _one(self, exchange: Exchange) -> bool:
+        """Handle one request; True when the connection may carry another."""
+        try:
+            await self._server.handler(exchange)
+        except HttpError as exc:
+            if exchange.is_answered:
+                self.transport.abort()
+                return False
+            exchange.keep_alive = exchange.keep_alive and not exc.close
+            exchange.answer_json(exc.status, {"code": exc.status, "message": exc.message})
+        if not exchange.is_finished:
+            self.transport.abort()
+            return False
+        return await self._linger(exchange) and exchange.keep_alive
+
+    async def _linger(self, exchange: Exchange) -> bool:
+        if exchange.body_is_read:
+            return True
+        dropped = 0
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while piece := await exchange.read():
+                    dropped += len(piece)
+                    if dropped > LINGER_BYTES:
+                        return False
+        except TimeoutError:
+            return False
+        return True
+
+    async def _next_head(self) -> Head | None:
+        buffer = self.buffer
+        searched = 0
+        while True:
+            # Empty lines before a request are allowed, and some clients send them.
+            while buffer.startswith(b"\r\n"):
+                del buffer[:2]
+            end = buffer.find(b"\r\n\r\n", max(0, searched - 3), MAX_HEAD_BYTES + 4)
+            if end >= 0:
+                raw = bytes(buffer[:end])
+                del buffer[: end + 4]
+                return parse_head(raw)
+            searched = len(buffer)
+            if searched > MAX_HEAD_BYTES:
+                raise HttpError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes", close=True)
+            await self.more(HEAD_TIMEOUT_S if buffer else None)
+
+    def _refuse(self, exc: HttpError) -> None:
+        body = dump_json({"code": exc.status, "message": exc.message})
+        head = f"HTTP/1.1 {exc.status} {REASONS[exc.status]}\r\nContent-Type: application/json\r\n"
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+
+
+class HttpServer:
+    """Listens, and owns every connection and its task."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept connections from now on; the port that is listened on (`port` may be 0)."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=1024)
+        address = self._server.sockets[0].getsockname()
+        return int(address[1])
+
+    async def close(self) -> None:
+        """Drop every connection and wait until their handlers have ended."""
+        if self._server:
+            self._server.close()
+        for connection in list(self.connections):
+            await connection.close()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter and not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,83 @@
+"""The agent's life: take the environment, listen, serve until told to end."""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import sys
+
+from firebrick_guest.http import HttpServer
+from firebrick_guest.logs import EventLog
+from firebrick_guest.process_rpc import ProcessService
+from firebrick_guest.reaper import Reaper
+from firebrick_guest.routes import Routes
+from firebrick_guest.settings import Settings
+from firebrick_guest.users import Accounts
+from firebrick_guest.zygote import Nursery
+
+DEFAULT_PORT = 49983
+TOKEN_VARIABLE = "FIREBRICK_CONTROL_TOKEN"
+PORT_VARIABLE = "FIREBRICK_AGENT_PORT"
+HOST_VARIABLE = "FIREBRICK_AGENT_HOST"
+
+
+async def serve(control_token: str, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT, then end every process."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    log = EventLog()
+    settings = Settings(control_token, Accounts(), os.environ.get("PATH", ""))
+    reaper = Reaper()
+    reaper.open()
+    nursery = Nursery(reaper, _raise_descriptor_limit())
+    processes = ProcessService(settings, nursery, log)
+    server = HttpServer(Routes(settings, processes, log).serve)
+    bound = await server.listen(host, port)
+    # The host looks for /health, but whoever starts us on port 0 has only this line to learn the port from.
+    print(f"firebrick-guest listening on port {bound}", flush=True)
+    # What is alive now lives as long as we do: not scanning it keeps it shared with the forked children.
+    gc.collect()
+    gc.freeze()
+    processes.refill()
+    try:
+        await stopped.wait()
+    finally:
+        nursery.close()
+        await server.close()
+        reaper.close()
+        reaper.kill_all()
+
+
+def main() -> int:
+    control_token = os.environ.pop(TOKEN_VARIABLE, "")
+    if not control_token:
+        print(f"firebrick-guest: {TOKEN_VARIABLE} is not set", file=sys.stderr)
+        return 2
+    _occupy_standard_descriptors()
+    host = os.environ.get(HOST_VARIABLE, "0.0.0.0")
+    port = int(os.environ.get(PORT_VARIABLE, DEFAULT_PORT))
+    asyncio.run(serve(control_token, host, port))
+    return 0
+
+
+def _occupy_standard_descriptors() -> None:
+    """Children take 0, 1 and 2 for granted; started without them we would hand out our own sockets there."""
+    while True:
+        descriptor = os.open("/dev/null", os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+
+
+def _raise_descriptor_limit() -> tuple[int, int]:
+    """Let us have many commands at once; the limit we came with is what they get."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
+
+
+if __name__ == "__main__":
+    sys.exit(main())

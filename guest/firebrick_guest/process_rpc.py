@@ -1,0 +1,269 @@
+"""The service process.Process: start, follow, feed, signal and list commands."""
+
+import asyncio
+import os
+import termios
+import time
+
+from firebrick_guest.auth import username
+from firebrick_guest.connect import (
+    Message,
+    MessageReader,
+    ServerStream,
+    frame,
+    keepalive_s,
+    timeout_s,
+)
+from firebrick_guest.errors import ConnectError
+from firebrick_guest.http import Exchange
+from firebrick_guest.json_text import as_text, binary, dump_json, flag, number, submessage, text, text_list, text_map
+from firebrick_guest.logs import EventLog
+from firebrick_guest.output import MAX_EVENT_BYTES
+from firebrick_guest.process import Process, end_event
+from firebrick_guest.settings import Settings
+from firebrick_guest.users import resolve_path
+from firebrick_guest.zygote import Child, Launch, Nursery
+
+SIGNALS = {"SIGNAL_SIGTERM": 15, "SIGNAL_SIGKILL": 9, "15": 15, "9": 9}
+# An ended command is remembered this long, so that a client that was away learns how it ended.
+RETAIN_S = 30.0
+RETAIN_COUNT = 4096
+RETAIN_BYTES = 4 * 1024 * 1024
+# Under load output goes out at most this often; the first piece after a silence at once.
+FLUSH_S = 0.003
+REFILL_S = 0.004
+KEEPALIVE_FRAME = frame(b'{"event":{"keepalive":{}}}')
+
+
+class ProcessService:
+    """Owns every command that was started, and those that ended lately."""
+
+    def __init__(self, settings: Settings, nursery: Nursery, log: EventLog) -> None:
+        self._settings = settings
+        self._nursery = nursery
+        self._log = log
+        self._running: dict[int, Process] = {}
+        self._ended: dict[int, Process] = {}
+        self._is_refilling = False
+
+    # RPCs
+
+    async def start(self, stream: ServerStream, request: Message) -> None:
+        timeout = timeout_s(stream.exchange)
+        silence_s = keepalive_s(stream.exchange)
+        process = self._start(stream.exchange, request)
+        if timeout:
+            process.expire_after(timeout)
+        await self._follow(process, stream, silence_s)
+
+    async def connect(self, stream: ServerStream, request: Message) -> None:
+        timeout = timeout_s(stream.exchange)
+        silence_s = keepalive_s(stream.exchange)
+        process = self._select(request, also_ended=True)
+        try:
+            async with asyncio.timeout(timeout or None):
+                await self._follow(process, stream, silence_s)
+        except TimeoutError as exc:
+            raise ConnectError("deadline_exceeded", "the stream's timeout has passed") from exc
+
+    async def list(self, exchange: Exchange, request: Message) -> Message:
+        return {"processes": [process.info for process in self._running.values()]}
+
+    async def update(self, exchange: Exchange, request: Message) -> Message:
+        process = self._select(request)
+        pty = submessage(request, "pty")
+        if pty is not None:
+            process.resize(*_size(pty))
+        return {}
+
+    async def send_input(self, exchange: Exchange, request: Message) -> Message:
+        await _feed(self._select(request), submessage(request, "input") or {})
+        return {}
+
+    async def stream_input(self, exchange: Exchange, reader: MessageReader) -> Message:
+        first = await reader.next() or {}
+        start = submessage(first, "start")
+        if start is None:
+            raise ConnectError("invalid_argument", "the first message must be 'start'")
+        process = self._select(start)
+        while message := await reader.next():
+            data = submessage(message, "data")
+            if data is not None:
+                await _feed(process, submessage(data, "input") or {})
+            elif "keepalive" not in message:
+                raise ConnectError("invalid_argument", "a message must be 'data' or 'keepalive'")
+        return {}
+
+    async def send_signal(self, exchange: Exchange, request: Message) -> Message:
+        process = self._select(request)
+        wanted = SIGNALS.get(str(request.get("signal")))
+        if wanted is None:
+            raise ConnectError("invalid_argument", "signal must be SIGNAL_SIGTERM or SIGNAL_SIGKILL")
+        process.send_signal(wanted)
+        return {}
+
+    async def close_stdin(self, exchange: Exchange, request: Message) -> Message:
+        self._select(request).close_stdin()
+        return {}
+
+    # inside
+
+    def refill(self) -> None:
+        """Fork a waiting child, then the next a little later: each fork holds up the whole agent."""
+        self._is_refilling = False
+        try:
+            if self._nursery.refill():
+                self._refill_soon()
+        except OSError as exc:
+            self._log.add("warn", "no process can be made ahead", reason=exc.strerror)
+
+    def _refill_soon(self) -> None:
+        if not self._is_refilling:
+            self._is_refilling = True
+            asyncio.get_running_loop().call_later(REFILL_S, self.refill)
+
+    def _start(self, exchange: Exchange, request: Message) -> Process:
+        settings = self._settings
+        config = submessage(request, "process") or {}
+        user = settings.user(username(exchange.head))
+        env = settings.env_of(user, settings.checked_env(text_map(config, "envs")))
+        argv = [text(config, "cmd"), *text_list(config, "args")]
+        if not argv[0]:
+            raise ConnectError("invalid_argument", "process.cmd is empty")
+        cwd = resolve_path(text(config, "cwd"), user, settings.workdir_of(user))
+        if not os.path.isdir(cwd):
+            raise ConnectError("invalid_argument", f"cwd '{cwd}' does not exist")
+        info: Message = {"config": {"cmd": argv[0], **_given(config, "args", "envs", "cwd")}, "pid": 0}
+        if request.get("tag") is not None:
+            info["tag"] = text(request, "tag")
+        pty = submessage(request, "pty")
+        has_stdin = flag(request, "stdin", True)
+        if pty is None:
+            return self._launch(Launch(argv, env, cwd, user, has_stdin, None), info, None)
+        return self._launch_pty(Launch(argv, {"TERM": "xterm-256color", **env}, cwd, user, True, None), info, pty)
+
+    def _launch_pty(self, launch: Launch, info: Message, pty: Message) -> Process:
+        columns, rows = _size(pty)
+        try:
+            master, slave = os.openpty()
+        except OSError as exc:
+            raise ConnectError("resource_exhausted", "no terminal is left") from exc
+        try:
+            termios.tcsetwinsize(slave, (rows, columns))
+            os.fchown(slave, launch.user.uid, -1)
+            os.set_blocking(master, False)
+            launch.tty = slave
+            return self._launch(launch, info, master)
+        except (OSError, ConnectError):
+            os.close(master)
+            raise
+        finally:
+            os.close(slave)
+
+    def _launch(self, launch: Launch, info: Message, master: int | None) -> Process:
+        process: Process | None = None
+
+        def ended(wait_status: int) -> None:
+            assert process is not None
+            process.exited(wait_status)
+            self._log.add("info", "process exited", pid=process.pid, status=end_event(wait_status)["status"])
+
+        try:
+            child = self._nursery.start(launch, ended)
+        except OSError as exc:
+            raise ConnectError("resource_exhausted", f"no process can be started: {exc.strerror}") from exc
+        info["pid"] = child.pid
+        process = Process(child.pid, info, *_descriptors(child, launch.has_stdin, master), self._remember)
+        self._running[child.pid] = process
+        self._ended.pop(child.pid, None)
+        self._log.add("info", "process started", pid=child.pid, cmd=launch.argv[0], user=launch.user.name)
+        self._refill_soon()
+        return process
+
+    async def _follow(self, process: Process, stream: ServerStream, silence_s: int) -> None:
+        subscriber = process.subscribe()
+        try:
+            stream.send(dump_json({"event": {"start": {"pid": process.pid}}}))
+            flushed_at = 0.0
+            while True:
+                if subscriber.is_idle and not await subscriber.wait(silence_s):
+                    stream.send_frames(KEEPALIVE_FRAME)
+                    continue
+                early_s = flushed_at + FLUSH_S - time.monotonic()
+                if early_s > 0:
+                    await subscriber.wait(early_s, MAX_EVENT_BYTES)
+                frames = subscriber.take()
+                if isinstance(subscriber.end, bytes):
+                    stream.end(last=frames + subscriber.end)
+                    return
+                if subscriber.end is not None:
+                    stream.end(subscriber.end, last=frames)
+                    return
+                stream.send_frames(frames)
+                flushed_at = time.monotonic()
+                await stream.drain()
+        finally:
+            process.unsubscribe(subscriber)
+
+    def _remember(self, process: Process) -> None:
+        self._running.pop(process.pid, None)
+        self._ended[process.pid] = process
+        asyncio.get_running_loop().call_later(RETAIN_S, self._forget, process)
+        kept_bytes = sum(other.ring.size_bytes for other in self._ended.values()) if process.ring.size_bytes else 0
+        for other in list(self._ended.values()):
+            if len(self._ended) > RETAIN_COUNT:
+                del self._ended[other.pid]
+            if kept_bytes > RETAIN_BYTES:
+                kept_bytes -= other.ring.size_bytes
+                other.ring.clear()
+
+    def _forget(self, process: Process) -> None:
+        if self._ended.get(process.pid) is process:
+            del self._ended[process.pid]
+
+    def _select(self, request: Message, *, also_ended: bool = False) -> Process:
+        selector = submessage(request, "process") or {}
+        pools = (self._running, self._ended) if also_ended else (self._running,)
+        if "tag" in selector:
+            tag = as_text(selector["tag"], "tag")
+            for pool in pools:
+                for process in reversed(pool.values()):
+                    if process.tag == tag:
+                        return process
+            raise ConnectError("not_found", f"process with tag {tag} not found")
+        pid = number(selector, "pid", 0, low=0, high=2**32 - 1)
+        for pool in pools:
+            if pid in pool:
+                return pool[pid]
+        raise ConnectError("not_found", f"process with pid {pid} not found")
+
+
+def _descriptors(child: Child, has_stdin: bool, master: int | None) -> tuple[int | None, dict[int, str]]:
+    if master is not None:
+        for descriptor in (child.stdin, child.stdout, child.stderr):
+            os.close(descriptor)
+        return master, {master: "pty"}
+    if has_stdin:
+        return child.stdin, {child.stdout: "stdout", child.stderr: "stderr"}
+    os.close(child.stdin)
+    return None, {child.stdout: "stdout", child.stderr: "stderr"}
+
+
+async def _feed(process: Process, message: Message) -> None:
+    kind = "pty" if process.is_pty else "stdin"
+    data = binary(message, kind)
+    if data is None:
+        other = "stdin" if process.is_pty else "pty"
+        if other in message:
+            raise ConnectError("internal", f"error writing to {other}: {other} not assigned to process")
+        raise ConnectError("invalid_argument", "input holds neither stdin nor pty")
+    await process.write(data)
+
+
+def _size(pty: Message) -> tuple[int, int]:
+    size = submessage(pty, "size") or {}
+    return number(size, "cols", 80, low=1, high=65535), number(size, "rows", 24, low=1, high=65535)
+
+
+def _given(config: Message, *names: str) -> Message:
+    return {name: config[name] for name in names if config.get(name)}

@@ -1,0 +1,126 @@
+"""Which request goes where, and who may ask: every request passes `Routes.serve` and nothing else."""
+
+from firebrick_guest.auth import check_control, check_file_access, check_token
+from firebrick_guest.connect import (
+    ClientStreamHandler,
+    StreamHandler,
+    UnaryHandler,
+    answer_error,
+    serve_client_stream,
+    serve_stream,
+    serve_unary,
+)
+from firebrick_guest.errors import ConnectError, HttpError
+from firebrick_guest.files import FileRoutes
+from firebrick_guest.filesystem_rpc import FilesystemService
+from firebrick_guest.http import Exchange
+from firebrick_guest.init import InitRoute
+from firebrick_guest.logs import EventLog
+from firebrick_guest.metrics import Metrics
+from firebrick_guest.process_rpc import ProcessService
+from firebrick_guest.settings import Settings
+
+MAX_LOG_COUNT = 1000
+
+
+class Routes:
+    def __init__(self, settings: Settings, processes: ProcessService, log: EventLog) -> None:
+        self._settings = settings
+        self._log = log
+        self._metrics = Metrics()
+        self._files = FileRoutes(settings)
+        self._init = InitRoute(settings, log)
+        filesystem = FilesystemService(settings)
+        self.unary: dict[str, UnaryHandler] = {
+            "/process.Process/List": processes.list,
+            "/process.Process/Update": processes.update,
+            "/process.Process/SendInput": processes.send_input,
+            "/process.Process/SendSignal": processes.send_signal,
+            "/process.Process/CloseStdin": processes.close_stdin,
+            "/filesystem.Filesystem/Stat": filesystem.stat,
+            "/filesystem.Filesystem/MakeDir": filesystem.make_dir,
+            "/filesystem.Filesystem/Move": filesystem.move,
+            "/filesystem.Filesystem/ListDir": filesystem.list_dir,
+            "/filesystem.Filesystem/Remove": filesystem.remove,
+        }
+        self.streams: dict[str, StreamHandler] = {
+            "/process.Process/Start": processes.start,
+            "/process.Process/Connect": processes.connect,
+        }
+        self.client_streams: dict[str, ClientStreamHandler] = {"/process.Process/StreamInput": processes.stream_input}
+        self.control = {("POST", "/init"), ("GET", "/firebrick/logs")}
+        self.plain = {("GET", "/metrics"), ("GET", "/envs"), ("GET", "/files"), ("POST", "/files")}
+
+    async def serve(self, exchange: Exchange) -> None:
+        method, path = exchange.head.method, exchange.head.path
+        try:
+            if path == "/health":
+                self._require(exchange, "GET", "HEAD")
+                exchange.answer(204, "Cache-Control: no-store\r\n")
+            elif (method, path) in self.control:
+                check_control(exchange.head, self._settings.control_token)
+                await self._serve_control(exchange)
+            else:
+                await self._serve_client(exchange)
+        except HttpError:
+            raise
+        except Exception as exc:
+            self._log.add("error", "a request failed", route=path[:100], reason=repr(exc))
+            raise HttpError(500, "the guest agent failed to handle the request", close=True) from exc
+
+    async def _serve_control(self, exchange: Exchange) -> None:
+        if exchange.head.path == "/init":
+            await self._init.serve(exchange)
+        else:
+            since, limit = _count(exchange, "since", 0), _count(exchange, "limit", MAX_LOG_COUNT)
+            exchange.answer_json(200, self._log.read(since, min(limit, MAX_LOG_COUNT)))
+
+    async def _serve_client(self, exchange: Exchange) -> None:
+        head = exchange.head
+        is_file = head.path == "/files"
+        is_rpc = head.path.startswith(("/process.Process/", "/filesystem.Filesystem/"))
+        if not self._settings.is_ready:
+            message = "the sandbox is not ready yet: the guest agent has not been given its settings"
+            if not is_rpc:
+                raise HttpError(503, message)
+            answer_error(exchange, ConnectError("unavailable", message))
+        elif is_file:
+            self._require(exchange, "GET", "POST")
+            operation = "read" if head.method == "GET" else "write"
+            check_file_access(head, self._settings.access_token, operation)
+            await (self._files.download(exchange) if operation == "read" else self._files.upload(exchange))
+        else:
+            check_token(head, self._settings.access_token)
+            await (self._serve_rpc(exchange) if is_rpc else self._serve_plain(exchange))
+
+    async def _serve_rpc(self, exchange: Exchange) -> None:
+        self._require(exchange, "POST")
+        path = exchange.head.path
+        if unary := self.unary.get(path):
+            await serve_unary(exchange, unary)
+        elif stream := self.streams.get(path):
+            await serve_stream(exchange, stream)
+        elif client_stream := self.client_streams.get(path):
+            await serve_client_stream(exchange, client_stream)
+        else:
+            answer_error(exchange, ConnectError("unimplemented", f"unknown procedure {path}"))
+
+    async def _serve_plain(self, exchange: Exchange) -> None:
+        path = exchange.head.path
+        if path not in ("/metrics", "/envs"):
+            raise HttpError(404, "no such route")
+        self._require(exchange, "GET")
+        exchange.answer_json(200, self._metrics.read() if path == "/metrics" else self._settings.global_env())
+
+    def _require(self, exchange: Exchange, *methods: str) -> None:
+        if exchange.head.method not in methods:
+            raise HttpError(405, f"method not allowed; use {' or '.join(methods)}")
+
+
+def _count(exchange: Exchange, name: str, default: int) -> int:
+    given = exchange.head.argument(name)
+    if given is None:
+        return default
+    if not given.isascii() or not given.isdigit() or len(given) > 15:
+        raise HttpError(400, f"{name} must be a whole number")
+    return int(given)
