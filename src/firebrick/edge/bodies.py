@@ -118,9 +118,10 @@ class ChunkedBody:
     def _check_partial(self, data: bytes, at: int) -> None:
         """A line that has not ended yet: refuse now what no continuation can mend."""
         limit = TRAILER_LIMIT_BYTES if self._in_trailer else SIZE_LINE_LIMIT_BYTES
-        if len(data) - at > limit or data.find(b"\n", at) >= 0:
+        line = data[at:]
+        if len(line) > limit or b"\n" in line or b"\r" in line[:-1]:
             raise BadBody("A line of the chunked framing is too long or not ended by CRLF.")
-        if self._at_data_end and data[at:] != b"\r":
+        if self._at_data_end and line != b"\r":
             raise BadBody("A chunk is longer than its size says.")
 
 

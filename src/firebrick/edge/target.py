@@ -12,7 +12,7 @@ from firebrick.model.ids import SandboxId
 
 _PORT = re.compile(r"[1-9][0-9]{0,4}\Z", re.ASCII)
 _ID = re.compile(r"([a-z0-9]{1,63})(?:-[a-z0-9]{1,63})?\Z", re.ASCII)
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::([0-9]{0,5}))?\Z", re.ASCII)
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::([0-9]{0,5}))?\Z", re.ASCII)
 _CONTROL_ROUTES = frozenset(("init", "freeze", "unfreeze", "collapse", "fsfreeze", "fsthaw", "upgrade", "firebrick"))
 _LOOPBACK_NAMES = frozenset(("localhost", "[::1]"))
 _ODD_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
