@@ -24,7 +24,7 @@ from firebrick.network.maker import SlotMaker
 from firebrick.network.marks import Marks
 
 ACQUIRE_WAIT_S = 5.0
-RETRY_S = 1.0
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.05, 5.0
 MAKE_AHEAD_COUNT = 16
 """Slots made before the keeper looks again for released ones."""
 
@@ -203,16 +203,19 @@ class NativeSlotPool:
         self._marks.remove()
 
     async def _keep_full(self) -> None:
+        pause_s = RETRY_FIRST_S
         while True:
             await self._work.wait()
             self._work.clear()
             try:
                 await self._remove_leftovers()
                 await self._make_missing()
+                pause_s = RETRY_FIRST_S
             except NetworkFailed as exc:
                 self._last_failure = f"{exc.message} {exc.detail}"
                 self._log.warning("network.slot_failed", error=exc.message, detail=exc.detail)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_LONGEST_S)
                 self._work.set()
 
     async def _remove_leftovers(self) -> None:

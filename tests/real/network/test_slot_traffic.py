@@ -1,0 +1,258 @@
+"""What passes through a slot, and what does not."""
+
+import asyncio
+import errno
+import socket
+import struct
+
+import pytest
+
+from firebrick.linux.netns import NETNS_DIR, read_sysctl
+from firebrick.linux.nft import Nft
+from firebrick.network.base import INSIDE_ADDRESS, INSIDE_GATEWAY, Slot
+from firebrick.network.maker import GATEWAY_MAC, GUEST_MAC
+from firebrick.network.pool import NativeSlotPool
+from firebrick.network.probe import probe_network
+from tests.support.lab import (
+    HOST_WAN_ADDRESS,
+    INTERNET_ADDRESSES,
+    PUBLIC_ADDRESS,
+    Lab,
+    call_in,
+    listen_in,
+    socket_in,
+)
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.needs_root
+PORT = 8000
+ANSWER_S = 5.0
+PROHIBITED = rf"Errno {errno.EHOSTUNREACH}\]"
+"""How a program meets "administratively prohibited": at once, not by a timeout."""
+
+
+class Echo:
+    """A TCP server in some namespace that answers each chunk, remembers its peers and counts its visitors."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.peers: list[str] = []
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> "Echo":
+        self.server = await asyncio.start_server(self._serve, sock=self.listener)
+        return self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.peers.append(writer.get_extra_info("peername")[0])
+        self.writers.append(writer)
+        try:
+            while chunk := await reader.read(4096):
+                writer.write(chunk)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        for writer in self.writers:
+            writer.transport.abort()
+        await self.server.wait_closed()
+
+
+async def dial(made: socket.socket, address: str, port: int = PORT) -> None:
+    async with asyncio.timeout(ANSWER_S):
+        await asyncio.get_running_loop().sock_connect(made, (address, port))
+
+
+async def ask(made: socket.socket, question: bytes = b"hello") -> bytes:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(made, question)
+    async with asyncio.timeout(ANSWER_S):
+        return await loop.sock_recv(made, 4096)
+
+
+def client(lab: Lab, slot: Slot) -> socket.socket:
+    return lab.keep(socket_in(slot.netns))
+
+
+async def test_the_host_reaches_a_guest_by_the_slots_address(lab: Lab, pool: NativeSlotPool) -> None:
+    """A server in the guest answers at the slot's address, and sees only its gateway as the caller."""
+    slot = await pool.acquire()
+    async with Echo(listen_in(slot.netns, "0.0.0.0", PORT)) as guest:
+        caller = lab.keep(socket_in(lab.host))
+        await dial(caller, str(slot.address))
+        assert await ask(caller) == b"hello"
+        assert guest.peers == [INSIDE_GATEWAY]
+
+
+async def test_a_guest_reaches_the_internet_as_the_host(lab: Lab, pool: NativeSlotPool) -> None:
+    """What a guest opens to a public address is translated to the host's own address."""
+    slot = await pool.acquire()
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet:
+        for address in (PUBLIC_ADDRESS, "1.2.3.4"):
+            caller = client(lab, slot)
+            await dial(caller, address)
+            assert await ask(caller) == b"hello"
+        assert set(internet.peers) == {HOST_WAN_ADDRESS}
+
+
+async def test_no_private_metadata_host_or_neighbour_address_is_reachable(lab: Lab, pool: NativeSlotPool) -> None:
+    """Every closed address refuses at once, and none of the servers behind them has a visitor."""
+    slot, neighbour = await pool.acquire(), await pool.acquire()
+    closed = [address for address in INTERNET_ADDRESSES if address not in (PUBLIC_ADDRESS, "1.2.3.4")]
+    closed += ["169.254.169.254", "172.20.0.9", HOST_WAN_ADDRESS, INSIDE_GATEWAY]
+    closed += [str(address) for one in (slot, neighbour) for address in (one.address, one.address - 1)]
+    async with (
+        Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet,
+        Echo(listen_in(lab.host, "0.0.0.0", PORT)) as host,
+        Echo(listen_in(neighbour.netns, "0.0.0.0", PORT)) as other,
+    ):
+        for address in closed:
+            with pytest.raises(OSError, match=PROHIBITED):
+                await dial(client(lab, slot), address)
+        assert (internet.peers, host.peers, other.peers) == ([], [], [])
+
+
+async def test_denied_internet_closes_what_is_open_too(lab: Lab, pool: NativeSlotPool) -> None:
+    """After deny_internet nothing passes outwards, not even in a flow that was open; the edge still gets answers."""
+    slot = await pool.acquire()
+    async with (
+        Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet,
+        Echo(listen_in(slot.netns, "0.0.0.0", PORT)),
+    ):
+        before, edge = client(lab, slot), lab.keep(socket_in(lab.host))
+        await dial(before, PUBLIC_ADDRESS)
+        await dial(edge, str(slot.address))
+        assert await ask(before) == b"hello"
+
+        await pool.deny_internet(slot)
+
+        await asyncio.get_running_loop().sock_sendall(before, b"late")
+        with pytest.raises(OSError, match=PROHIBITED):
+            await dial(client(lab, slot), PUBLIC_ADDRESS)
+        assert await ask(edge) == b"hello"
+        assert len(internet.peers) == 1
+        before.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            before.recv(1)
+        await pool.release(slot)
+
+
+async def test_a_recycled_slot_has_its_internet_back(lab: Lab, pool: NativeSlotPool) -> None:
+    """deny_internet ends with the guest it was for."""
+    slot = await pool.acquire()
+    await pool.deny_internet(slot)
+    await pool.release(slot)
+    await wait_for(lambda: pool.free_count == 2)
+    again = {(await pool.acquire()).index for _ in range(2)}
+    assert slot.index in again
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)):
+        await dial(client(lab, slot), PUBLIC_ADDRESS)
+
+
+async def test_a_released_slot_cuts_the_connections_to_it(lab: Lab, pool: NativeSlotPool) -> None:
+    """Who waits on the host for an answer of a guest that is gone learns of it at once."""
+    slot = await pool.acquire()
+    async with Echo(listen_in(slot.netns, "0.0.0.0", PORT)):
+        caller = lab.keep(socket_in(lab.host))
+        await dial(caller, str(slot.address))
+        assert await ask(caller) == b"hello"
+        await pool.release(slot)
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(ANSWER_S):
+                await asyncio.get_running_loop().sock_recv(caller, 1)
+
+
+async def test_no_byte_for_the_old_guest_reaches_the_new_one(lab: Lab, pool: NativeSlotPool) -> None:
+    """The peers of an earlier guest go on sending; the next guest of the slot does not see one packet of it."""
+    slot = await pool.acquire()
+    udp = lab.keep(listen_in(lab.internet, PUBLIC_ADDRESS, 5353, socket.SOCK_DGRAM))
+    old = lab.keep(listen_in(slot.netns, "0.0.0.0", 4444, socket.SOCK_DGRAM))
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendto(old, b"question", (PUBLIC_ADDRESS, 5353))
+    async with asyncio.timeout(ANSWER_S):
+        _, translated = await loop.sock_recvfrom(udp, 100)
+    await loop.sock_sendto(udp, b"SECRET early", translated)
+    async with asyncio.timeout(ANSWER_S):
+        assert await loop.sock_recv(old, 100) == b"SECRET early"
+    await pool.release(slot)
+    await wait_for(lambda: pool.free_count == 2)
+    taken = [await pool.acquire(), await pool.acquire()]
+    assert slot in taken
+
+    tap = lab.keep(socket_in(slot.netns, socket.SOCK_RAW, socket.AF_PACKET))
+    tap.bind(("eth0", 3))
+    for _ in range(5):
+        await loop.sock_sendto(udp, b"SECRET late", translated)
+    # A packet that must arrive, sent after those that must not: once it is there, they would have been too.
+    async with Echo(listen_in(slot.netns, "0.0.0.0", PORT)):
+        caller = lab.keep(socket_in(lab.host))
+        await dial(caller, str(slot.address))
+        await ask(caller, b"MARKER")
+    seen = b"".join(_queued(tap))
+    assert b"MARKER" in seen
+    assert b"SECRET" not in seen
+
+
+def _queued(tap: socket.socket) -> list[bytes]:
+    packets = []
+    while True:
+        try:
+            packets.append(tap.recv(65535))
+        except BlockingIOError:
+            return packets
+
+
+async def test_a_spoofed_source_address_goes_nowhere(lab: Lab, pool: NativeSlotPool) -> None:
+    """A packet with another source than the guest's own is dropped in the slot, whoever it pretends to be."""
+    slot, neighbour = await pool.acquire(), await pool.acquire()
+    udp = lab.keep(listen_in(lab.internet, PUBLIC_ADDRESS, 5353, socket.SOCK_DGRAM))
+    raw = lab.keep(socket_in(slot.netns, socket.SOCK_RAW, socket.AF_PACKET))
+    raw.bind(("eth0", 0x0800))
+    for source in (str(neighbour.address), "10.1.2.3", "169.254.0.20"):
+        raw.send(_udp_frame(source, PUBLIC_ADDRESS, 5353, b"SPOOFED"))
+    raw.send(_udp_frame(INSIDE_ADDRESS, PUBLIC_ADDRESS, 5353, b"HONEST"))
+    async with asyncio.timeout(ANSWER_S):
+        assert await asyncio.get_running_loop().sock_recv(udp, 100) == b"HONEST"
+    with pytest.raises(BlockingIOError):
+        udp.recv(100)
+
+
+def _udp_frame(source: str, destination: str, port: int, payload: bytes) -> bytes:
+    ends = socket.inet_aton(source) + socket.inet_aton(destination)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 28 + len(payload), 1, 0, 64, socket.IPPROTO_UDP, 0) + ends
+    total = sum(struct.unpack("!10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    header = header[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + header[12:]
+    macs = bytes.fromhex((GATEWAY_MAC + GUEST_MAC).replace(":", ""))
+    return macs + b"\x08\x00" + header + struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
+
+
+async def test_a_firewall_that_drops_forwarding_leaves_the_edge_working(lab: Lab, pool: NativeSlotPool) -> None:
+    """With Docker's forward policy the host still reaches guests, and the probe names the chain in the way."""
+    with Nft() as nft:
+        nft.run("table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; }; }")
+    slot = await pool.acquire()
+    async with Echo(listen_in(slot.netns, "0.0.0.0", PORT)):
+        caller = lab.keep(socket_in(lab.host))
+        await dial(caller, str(slot.address))
+        assert await ask(caller) == b"hello"
+    facts = await probe_network()
+    assert facts.forward_drops == ("ip filter FORWARD",)
+    assert (facts.netns_error, facts.veth_error, facts.nft_error) == ("", "", "")
+    assert facts.default_route_links == (lab.wan,)
+
+
+async def test_the_inside_of_every_slot_is_the_same(lab: Lab, pool: NativeSlotPool) -> None:
+    """Address, gateway and both MACs do not depend on the slot, and ping and low ports need no capability."""
+
+    for slot in [await pool.acquire(), await pool.acquire()]:
+        assert slot.netns.parent == NETNS_DIR
+        assert call_in(slot.netns, lambda: read_sysctl("ipv4/ping_group_range")).split() == ["0", "2147483647"]
+        assert call_in(slot.netns, lambda: read_sysctl("ipv4/ip_unprivileged_port_start")) == "0"
+        assert call_in(slot.netns, lambda: read_sysctl("ipv6/conf/eth0/disable_ipv6")) == "1"
+        async with Echo(listen_in(slot.netns, INSIDE_ADDRESS, 80)):
+            caller = lab.keep(socket_in(lab.host))
+            await dial(caller, str(slot.address), 80)
