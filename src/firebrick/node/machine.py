@@ -50,7 +50,10 @@ class Machine:
 
     @property
     def runtime(self) -> Runtime:
-        return self._drivers.runtimes[self.record.runtime]
+        name = self.record.runtime
+        if name not in self._drivers.runtimes:
+            raise Internal(f"The runtime {name} of machine {self.machine_id} is no longer installed.")
+        return self._drivers.runtimes[name]
 
     @property
     def slot(self) -> Slot:

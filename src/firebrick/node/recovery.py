@@ -88,8 +88,10 @@ async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: boo
 
 async def _destroy(drivers: NodeDrivers, machine_id: MachineId, name: RuntimeName | None) -> bool:
     """One machine that will not end must not keep the node from serving the others."""
-    known = drivers.runtimes.get(name) if name else None
-    for runtime in [known] if known else drivers.runtimes.values():
+    if name is not None and name not in drivers.runtimes:
+        log.error("machine.end_failed", machine_id=machine_id, reason=f"The runtime {name} is no longer installed.")
+        return False
+    for runtime in [drivers.runtimes[name]] if name is not None else drivers.runtimes.values():
         try:
             await runtime.destroy(machine_id)
         except FirebrickError as exc:

@@ -286,6 +286,14 @@ class SandboxActor:
             for entry in entries:
                 self._ring.append(from_guest(entry))
 
+    async def _pull_last_logs(self) -> None:
+        try:
+            # NOTE: around the lock too, which a reader's slower pull may hold.
+            async with asyncio.timeout(LAST_LOG_TIMEOUT_S):
+                await self._pull_logs(LAST_LOG_TIMEOUT_S)
+        except TimeoutError:
+            return
+
     def _console(self) -> Console:
         machine = self.machine
         return Console(machine.console, machine.directory / "console.jsonl", self._ring, self._clock)
@@ -297,7 +305,7 @@ class SandboxActor:
         is_asked_for = self._ended is None and self._failure is None
         self._set_state(ActorState.ENDING)
         if was_running and is_asked_for:
-            await self._pull_logs(LAST_LOG_TIMEOUT_S)
+            await self._pull_last_logs()
         await self._until_done("destroy", self._destroy)
         self._is_gone = True
         self._tried.set()
