@@ -161,6 +161,14 @@ async def sandbox_count_by_state(tx: AsyncConnection) -> dict[SandboxState, int]
     return {_STATES[row[0]]: int(row[1]) for row in await tx.execute(query)}
 
 
+async def sandbox_count_by_template(tx: AsyncConnection) -> dict[TemplateId, tuple[int, datetime]]:
+    """How many sandboxes of each template are known, ended ones too, and when the last was started."""
+    query = select(sandboxes.c.template_id, func.count(), func.max(sandboxes.c.started_at)).group_by(
+        sandboxes.c.template_id
+    )
+    return {TemplateId(row[0]): (int(row[1]), row[2]) for row in await tx.execute(query)}
+
+
 async def sandbox_delete_ended_before(tx: AsyncConnection, before: datetime) -> int:
     """Forget sandboxes that ended before that time; returns how many."""
     result = await tx.execute(

@@ -21,7 +21,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize(("state", "event"), itertools.product(S, E))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(S, E)))
 def test_every_pair_follows_the_table(state: SandboxState, event: SandboxEvent) -> None:
     """Each state and event gives the table's next state, or a rejection with a reason."""
     result = next_state(state, event)

@@ -1,0 +1,148 @@
+"""From what the control plane knows to what travels, and to bytes. Answers are serialised here, once: FastAPI would
+check every field of our own objects a second time, which costs more than the query."""
+
+from math import ceil
+from typing import Any, Literal
+
+from fastapi.responses import Response
+from pydantic import BaseModel, TypeAdapter
+
+from firebrick.api import schemas
+from firebrick.control.templates import TemplateWithBuilds
+from firebrick.model.machine import Limits
+from firebrick.model.sandbox import Sandbox, SandboxState
+from firebrick.rpc.node_api import LogEntry, SandboxUsage
+
+ENVD_VERSION = "0.6.13"
+"""The version of E2B's guest agent whose behaviour ours has; clients switch features on by it."""
+CLIENT_ID = "firebrick"
+"""E2B's clients demand the field and use it for nothing."""
+
+_LISTED = TypeAdapter(list[schemas.ListedSandbox])
+
+
+class WireResponse(Response):
+    """JSON that is bytes already."""
+
+    media_type = "application/json"
+
+
+def answer(body: BaseModel, status: int = 200) -> WireResponse:
+    """Fields that were not given are left out, not sent as null."""
+    return WireResponse(body.__pydantic_serializer__.to_json(body, exclude_unset=True), status_code=status)
+
+
+def answer_listed(items: list[schemas.ListedSandbox], headers: dict[str, str]) -> WireResponse:
+    return WireResponse(_LISTED.dump_json(items, exclude_unset=True), headers=headers)
+
+
+def wire_sandbox(sandbox: Sandbox, *, access_token: str | None, domain: str) -> schemas.Sandbox:
+    fields: dict[str, Any] = {
+        "templateID": sandbox.template_id,
+        "sandboxID": sandbox.sandbox_id,
+        "clientID": CLIENT_ID,
+        "envdVersion": ENVD_VERSION,
+        "trafficAccessToken": None,
+        "domain": domain,
+        **_optional(sandbox),
+    }
+    if access_token is not None:
+        fields["envdAccessToken"] = access_token
+    return schemas.Sandbox(**fields)
+
+
+def wire_listed(sandbox: Sandbox) -> schemas.ListedSandbox:
+    return schemas.ListedSandbox(**_listed_fields(sandbox))
+
+
+def wire_detail(sandbox: Sandbox, *, access_token: str | None, domain: str) -> schemas.SandboxDetail:
+    fields = _listed_fields(sandbox) | {
+        "allowInternetAccess": sandbox.allow_internet_access,
+        "domain": domain,
+        "lifecycle": schemas.SandboxLifecycle(autoResume=False, onTimeout="kill"),
+    }
+    if access_token is not None:
+        fields["envdAccessToken"] = access_token
+    return schemas.SandboxDetail(**fields)
+
+
+def _listed_fields(sandbox: Sandbox) -> dict[str, Any]:
+    return {
+        "templateID": sandbox.template_id,
+        "sandboxID": sandbox.sandbox_id,
+        "clientID": CLIENT_ID,
+        "startedAt": sandbox.started_at,
+        "endAt": sandbox.expires_at,
+        **_sizes(sandbox.limits),
+        "state": _state(sandbox.state),
+        "envdVersion": ENVD_VERSION,
+        "metadata": sandbox.metadata,
+        **_optional(sandbox),
+    }
+
+
+def _state(state: SandboxState) -> Literal["running", "paused"]:
+    """One in the middle of pausing or resuming is reported paused, as E2B does."""
+    return "running" if state is SandboxState.RUNNING else "paused"
+
+
+def _optional(sandbox: Sandbox) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if sandbox.template_alias is not None:
+        fields["alias"] = sandbox.template_alias
+    if sandbox.runtime is not None:
+        fields |= {"runtime": sandbox.runtime.value, "isolation": sandbox.runtime.isolation.value}
+    return fields
+
+
+def _sizes(limits: Limits) -> dict[str, int]:
+    return {
+        "cpuCount": ceil(limits.millicpu / 1000),
+        "memoryMB": limits.memory_mib,
+        "diskSizeMB": limits.disk_mib,
+    }
+
+
+def wire_metric(usage: SandboxUsage, *, cpu_count: int) -> schemas.SandboxMetric:
+    return schemas.SandboxMetric(
+        timestamp=usage.timestamp,
+        timestampUnix=int(usage.timestamp.timestamp()),
+        cpuCount=cpu_count,
+        cpuUsedPct=usage.cpu_used_pct,
+        memUsed=usage.memory_bytes,
+        memTotal=usage.memory_limit_bytes,
+        memCache=0,
+        diskUsed=usage.disk_bytes,
+        diskTotal=usage.disk_limit_bytes,
+    )
+
+
+def wire_log_entry(entry: LogEntry) -> schemas.SandboxLogEntry:
+    level: Any = entry.level if entry.level in ("debug", "info", "warn", "error") else "info"
+    return schemas.SandboxLogEntry(
+        timestamp=entry.timestamp, message=entry.message, level=level, fields=dict(entry.fields)
+    )  # fmt: skip
+
+
+def wire_template(item: TemplateWithBuilds) -> schemas.Template | None:
+    """None for a template of which nothing was built yet: E2B's shape cannot say that."""
+    build = item.ready
+    if build is None:
+        return None
+    template = item.template
+    return schemas.Template(
+        templateID=template.template_id,
+        buildID=build.build_id,
+        **_sizes(build.limits),
+        public=template.team_id is None,
+        aliases=[template.alias],
+        names=[template.alias],
+        createdAt=template.created_at,
+        updatedAt=build.created_at,
+        createdBy=None,
+        lastSpawnedAt=item.last_spawned_at,
+        spawnCount=item.spawn_count,
+        buildCount=len(item.builds),
+        envdVersion=ENVD_VERSION,
+        buildStatus=build.state.value,
+    )

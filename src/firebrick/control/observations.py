@@ -1,0 +1,92 @@
+"""What can be seen of a sandbox from outside: its logs and what it uses."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from math import ceil
+
+from firebrick.control.platform import Platform
+from firebrick.control.sandboxes import SandboxService, not_found
+from firebrick.control.usage import SAMPLE_EVERY_S, UsageSeries
+from firebrick.model.errors import DeadlineExceeded, FirebrickError, NotFound
+from firebrick.model.ids import SandboxId, TeamId
+from firebrick.model.sandbox import Sandbox, SandboxState
+from firebrick.rpc.node_api import LogEntry, SandboxUsage
+from firebrick.store.sandboxes import sandbox_fetch
+
+READ_TIMEOUT_S = 5.0
+
+
+class ObservationService:
+    def __init__(self, platform: Platform, sandboxes: SandboxService, series: UsageSeries) -> None:
+        self._platform = platform
+        self._sandboxes = sandboxes
+        self._series = series
+
+    async def read_logs(
+        self, team_id: TeamId, sandbox_id: SandboxId, *, start_ms: int, limit: int
+    ) -> tuple[LogEntry, ...]:
+        """Oldest first, from `start_ms` on; also of a sandbox that ended a while ago.
+
+        Raises: NotFound; Unavailable or DeadlineExceeded — its node does not answer.
+        """
+        async with self._platform.database.read() as tx:
+            sandbox = await sandbox_fetch(tx, sandbox_id)
+        if sandbox is None or sandbox.team_id != team_id or sandbox.state is SandboxState.CREATING:
+            raise not_found(sandbox_id)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                client = self._platform.nodes.client(sandbox.node_id)
+                return await client.read_logs(sandbox_id, start_ms=start_ms, limit=limit)
+        except TimeoutError as exc:
+            raise DeadlineExceeded("The sandbox's node did not answer in time. Try again.") from exc
+
+    async def read_usage(
+        self, team_id: TeamId, sandbox_id: SandboxId, *, start: datetime | None, end: datetime | None
+    ) -> tuple[tuple[SandboxUsage, ...], int]:
+        """Readings in [start, end], oldest first, the present one included, and the sandbox's count of CPUs.
+
+        Raises: NotFound.
+        """
+        sandbox = await self._sandboxes.fetch(team_id, sandbox_id)
+        if end is None or end >= self._platform.clock.now():
+            await self._read_now(sandbox)
+        return self._series.between(sandbox_id, start=start, end=end), _cpu_count(sandbox)
+
+    async def read_latest(
+        self, team_id: TeamId, sandbox_ids: Sequence[SandboxId]
+    ) -> dict[SandboxId, tuple[SandboxUsage, int]]:
+        """The latest reading and the count of CPUs of each that the team has running; others are absent."""
+        found: dict[SandboxId, tuple[SandboxUsage, int]] = {}
+
+        async def read(sandbox_id: SandboxId) -> None:
+            try:
+                sandbox = await self._sandboxes.fetch(team_id, sandbox_id)
+            except NotFound:
+                return
+            await self._read_now(sandbox)
+            latest = self._series.latest(sandbox_id)
+            if latest is not None:
+                found[sandbox_id] = latest, _cpu_count(sandbox)
+
+        async with asyncio.TaskGroup() as group:
+            for sandbox_id in sandbox_ids:
+                group.create_task(read(sandbox_id))
+        return found
+
+    async def _read_now(self, sandbox: Sandbox) -> None:
+        """Add a reading if the last one is old. A node that does not answer leaves a gap, not an error."""
+        latest = self._series.latest(sandbox.sandbox_id)
+        now = self._platform.clock.now()
+        if latest is not None and (now - latest.timestamp).total_seconds() < SAMPLE_EVERY_S:
+            return
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                client = self._platform.nodes.client(sandbox.node_id)
+                self._series.add(sandbox.sandbox_id, await client.read_usage(sandbox.sandbox_id))
+        except (FirebrickError, TimeoutError):
+            return
+
+
+def _cpu_count(sandbox: Sandbox) -> int:
+    return ceil(sandbox.limits.millicpu / 1000)

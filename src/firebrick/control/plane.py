@@ -1,0 +1,124 @@
+"""The control plane as one object: services for the API, reconcilers in the background.
+
+async with open_control_plane(config, catalog=…, node_clients={…}, clock=…) as control:
+    app = create_app(control)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from firebrick.catalog.base import CatalogWriter
+from firebrick.clock import Clock
+from firebrick.config import Config
+from firebrick.control.background.expire_sandboxes import ExpireSandboxes
+from firebrick.control.background.finish_sandboxes import FinishSandboxes
+from firebrick.control.background.forget_ended import ForgetEnded
+from firebrick.control.background.rebuild_catalog import rebuild_catalog
+from firebrick.control.background.reconciler import Reconciler
+from firebrick.control.background.sample_usage import SampleUsage
+from firebrick.control.background.sync_nodes import SyncNodes
+from firebrick.control.background.watch_exits import WatchExits
+from firebrick.control.listing import ListingService
+from firebrick.control.nodes import NodeDirectory
+from firebrick.control.observations import ObservationService
+from firebrick.control.platform import Platform
+from firebrick.control.sandboxes import SandboxService
+from firebrick.control.teams import TeamService, ensure_default_team
+from firebrick.control.templates import TemplateService
+from firebrick.control.tokens import SEED_NAME, Tokens, load_seed
+from firebrick.control.usage import UsageSeries
+from firebrick.log import get_log
+from firebrick.model.ids import NodeId
+from firebrick.model.sandbox import SandboxState
+from firebrick.model.team import Team
+from firebrick.rpc.node_api import NodeClient
+from firebrick.store.database import Database
+from firebrick.store.migrate import migrate
+from firebrick.store.sandboxes import sandbox_count_by_state
+
+log = get_log("control")
+
+
+class ControlPlane:
+    """Services and reconcilers over one platform. It owns nothing that must be closed but what `run` starts."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        series = UsageSeries()
+        self.teams = TeamService(platform.database, platform.clock)
+        self.templates = TemplateService(platform.database, platform.clock)
+        self.sandboxes = SandboxService(platform, self.templates)
+        self.listing = ListingService(platform)
+        self.observations = ObservationService(platform, self.sandboxes, series)
+        clock, signals = platform.clock, platform.signals
+        exits = {node_id: WatchExits(platform, node_id) for node_id in platform.nodes.clients}
+        finish = FinishSandboxes(platform, born_at=clock.now(), is_only_one=platform.database.is_sqlite)
+        self.reconcilers = (
+            Reconciler("sync_nodes", SyncNodes(platform, exits).round, clock, signals.nodes),
+            Reconciler("finish_sandboxes", finish.round, clock, signals.endings),
+            Reconciler("expire_sandboxes", ExpireSandboxes(platform).round, clock, signals.expiry),
+            Reconciler("sample_usage", SampleUsage(platform, series).round, clock),
+            Reconciler("forget_ended", ForgetEnded(platform).round, clock),
+            *(Reconciler(f"watch_exits:{node_id}", watch.round, clock) for node_id, watch in exits.items()),
+        )
+
+    @property
+    def config(self) -> Config:
+        return self.platform.config
+
+    async def ensure_default_team(self) -> tuple[Team, str | None]:
+        """The first team, and its API key if it was made just now (it cannot be read again)."""
+        return await ensure_default_team(self.platform.database, clock=self.platform.clock, config=self.config)
+
+    async def count_sandboxes(self) -> Mapping[SandboxState, int]:
+        """How many sandboxes of all teams are in each state but `ended`."""
+        async with self.platform.database.read() as tx:
+            return await sandbox_count_by_state(tx)
+
+    async def recover(self) -> None:
+        """Before the first request: tell the catalog of what runs, look at the nodes."""
+        count = await rebuild_catalog(self.platform)
+        await self.platform.nodes.refresh()
+        log.info("control.recovered", running_count=count)
+
+    async def run(self) -> None:
+        """The reconcilers, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for reconciler in self.reconcilers:
+                group.create_task(reconciler.run(), name=reconciler.status.name)
+
+
+@asynccontextmanager
+async def open_control_plane(
+    config: Config,
+    *,
+    catalog: CatalogWriter,
+    node_clients: Mapping[NodeId, NodeClient],
+    clock: Clock,
+    database_url: str | None = None,
+) -> AsyncIterator[ControlPlane]:
+    """Migrate the database, recover what an earlier process left, and run until the block ends.
+
+    Nodes need not answer yet. `database_url` None takes the configured one.
+    """
+    tokens = Tokens(load_seed(config.data_dir / SEED_NAME))
+    database = Database(database_url or config.database_url)
+    try:
+        await migrate(database)
+        nodes = NodeDirectory(node_clients, database, clock)
+        platform = Platform(
+            database=database, nodes=nodes, catalog=catalog, clock=clock, config=config, tokens=tokens
+        )  # fmt: skip
+        control = ControlPlane(platform)
+        await control.recover()
+        # A task of this block, cancelled and awaited at its end: a task group would have to be entered and left in
+        # the caller's task, which an ASGI lifespan does not promise.
+        background = asyncio.create_task(control.run(), name="control.background")
+        try:
+            yield control
+        finally:
+            background.cancel()
+            await asyncio.wait((background,))
+    finally:
+        await database.close()

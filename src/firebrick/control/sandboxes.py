@@ -1,0 +1,206 @@
+"""Sandboxes as their owners use them: create, look, prolong, kill."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from firebrick.control.platform import Platform
+from firebrick.control.templates import TemplateService
+from firebrick.control.workflows.sandbox_create import SandboxCreate, create_sandbox
+from firebrick.control.workflows.sandbox_kill import begin_end
+from firebrick.lifecycle.expiry import check_timeout, expiry_extended, expiry_set
+from firebrick.lifecycle.sandbox_machine import is_visible
+from firebrick.log import bound
+from firebrick.model.errors import AlreadyExists, Conflict, Invalid, NotFound, WrongState
+from firebrick.model.ids import SandboxId, TeamId, new_sandbox_id
+from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
+from firebrick.model.team import Team
+from firebrick.store.idempotency import IdempotencyRecord, idempotency_fetch
+from firebrick.store.sandboxes import sandbox_fetch, sandbox_update_if
+
+ATTEMPTS = 5
+
+
+class IdempotencyMismatch(Invalid):
+    """The key was used for another request."""
+
+    code = "idempotency_request_mismatch"
+
+
+class IdempotencyInProgress(WrongState):
+    """The first request with this key is not done yet."""
+
+    code = "idempotency_request_in_progress"
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSandbox:
+    """What a caller asks for. `env` may hold secrets, so it stays out of `repr`."""
+
+    template: str
+    timeout_s: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secure: bool = True
+    allow_internet_access: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """`body_hash` stands for everything that was asked."""
+
+    key: str
+    body_hash: str
+
+
+def hash_body(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+class SandboxService:
+    def __init__(self, platform: Platform, templates: TemplateService) -> None:
+        self._platform = platform
+        self._templates = templates
+
+    async def create(self, team: Team, wish: NewSandbox, idempotency: Idempotency | None = None) -> Sandbox:
+        """Start a sandbox; it is reachable when this returns.
+
+        Raises: Invalid, NotFound (template), Forbidden, LimitExceeded, NoCapacity, Unavailable, DeadlineExceeded;
+            IdempotencyMismatch, IdempotencyInProgress.
+        Idempotent: on the idempotency key, for a day.
+        """
+        check_timeout(wish.timeout_s, max_timeout_s=team.max_timeout_s)
+        if idempotency is not None:
+            earlier = await self._earlier(team.team_id, idempotency)
+            if earlier is not None:
+                return earlier
+        template, build = await self._templates.resolve(team.team_id, wish.template)
+        now = self._platform.clock.now()
+        sandbox = Sandbox(
+            sandbox_id=new_sandbox_id(),
+            team_id=team.team_id,
+            template_id=template.template_id,
+            build_id=build.build_id,
+            state=SandboxState.CREATING,
+            generation=1,
+            limits=build.limits,
+            created_at=now,
+            started_at=now,
+            expires_at=now + timedelta(seconds=wish.timeout_s),
+            timeout_s=wish.timeout_s,
+            template_alias=template.alias,
+            metadata=dict(wish.metadata),
+            env=dict(wish.env),
+            secure=wish.secure,
+            allow_internet_access=wish.allow_internet_access,
+        )
+        record = None if idempotency is None else _record(sandbox, idempotency)
+        with bound(sandbox_id=sandbox.sandbox_id):
+            try:
+                return await create_sandbox(
+                    SandboxCreate(platform=self._platform, sandbox=sandbox, idempotency=record)
+                )  # fmt: skip
+            except AlreadyExists:
+                # Another request with the same key was faster.
+                earlier = None if idempotency is None else await self._earlier(team.team_id, idempotency)
+                if earlier is None:
+                    raise
+                return earlier
+
+    async def _earlier(self, team_id: TeamId, idempotency: Idempotency) -> Sandbox | None:
+        """The sandbox that an earlier request with this key made; None when there was none."""
+        async with self._platform.database.read() as tx:
+            record = await idempotency_fetch(tx, team_id, idempotency.key)
+            sandbox = None if record is None else await sandbox_fetch(tx, record.sandbox_id)
+        if record is None:
+            return None
+        if record.body_hash != idempotency.body_hash:
+            raise IdempotencyMismatch(
+                "This Idempotency-Key was used for another request. Use a new key for a new request."
+            )
+        if sandbox is None or sandbox.state is SandboxState.CREATING:
+            raise IdempotencyInProgress("The first request with this Idempotency-Key is not done yet. Try again.")
+        return sandbox
+
+    async def fetch(self, team_id: TeamId, sandbox_id: SandboxId) -> Sandbox:
+        """Raises NotFound: unknown, another team's, still being created, or ended."""
+        async with self._platform.database.read() as tx:
+            sandbox = await sandbox_fetch(tx, sandbox_id)
+        if sandbox is None or sandbox.team_id != team_id or not is_visible(sandbox.state):
+            raise not_found(sandbox_id)
+        return sandbox
+
+    async def kill(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
+        """End it: gone for everybody when this returns; its node is told behind.
+
+        Raises: NotFound — also the second time.
+        """
+        await self.fetch(team_id, sandbox_id)
+        if not await begin_end(self._platform, sandbox_id, EndReason.KILLED):
+            raise not_found(sandbox_id)
+
+    async def set_timeout(self, team: Team, sandbox_id: SandboxId, timeout_s: int) -> Sandbox:
+        """Set the end to now plus `timeout_s`, earlier or later; 0 ends it at once."""
+        check_timeout(timeout_s, max_timeout_s=team.max_timeout_s, allow_zero=True)
+        return await self._move_end(team, sandbox_id, timeout_s, extend_only=False)
+
+    async def extend(self, team: Team, sandbox_id: SandboxId, timeout_s: int) -> Sandbox:
+        """Move the end to now plus `timeout_s` if that is later; else nothing changes, to the microsecond."""
+        check_timeout(timeout_s, max_timeout_s=team.max_timeout_s, allow_zero=True)
+        return await self._move_end(team, sandbox_id, timeout_s, extend_only=True)
+
+    async def connect(self, team: Team, sandbox_id: SandboxId, timeout_s: int) -> Sandbox:
+        """Use a running sandbox from now on for at least `timeout_s`."""
+        check_timeout(timeout_s, max_timeout_s=team.max_timeout_s)
+        return await self._move_end(team, sandbox_id, timeout_s, extend_only=True)
+
+    async def _move_end(self, team: Team, sandbox_id: SandboxId, timeout_s: int, *, extend_only: bool) -> Sandbox:
+        for _ in range(ATTEMPTS):
+            sandbox = await self.fetch(team.team_id, sandbox_id)
+            expires_at = self._end_of(team, sandbox, timeout_s, extend_only=extend_only)
+            if expires_at == sandbox.expires_at:
+                return sandbox
+            try:
+                async with self._platform.database.write() as tx:
+                    moved = replace(sandbox, expires_at=expires_at, timeout_s=timeout_s)
+                    changed = await sandbox_update_if(tx, moved)
+            except Conflict:
+                continue
+            self._platform.signals.expires(expires_at)
+            return changed
+        raise Conflict(f"Sandbox {sandbox_id} is being changed by many requests at once. Try again.")
+
+    def _end_of(self, team: Team, sandbox: Sandbox, timeout_s: int, *, extend_only: bool) -> datetime:
+        now = self._platform.clock.now()
+        if extend_only:
+            return expiry_extended(
+                sandbox.expires_at,
+                now=now,
+                started_at=sandbox.started_at,
+                timeout_s=timeout_s,
+                max_timeout_s=team.max_timeout_s,
+            )
+        return expiry_set(
+            now=now, started_at=sandbox.started_at, timeout_s=timeout_s, max_timeout_s=team.max_timeout_s
+        )  # fmt: skip
+
+    def access_token(self, sandbox: Sandbox) -> str | None:
+        """The guest agent's token; None for a sandbox that was created with `secure: false`."""
+        return self._platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else None
+
+
+def _record(sandbox: Sandbox, idempotency: Idempotency) -> IdempotencyRecord:
+    return IdempotencyRecord(
+        team_id=sandbox.team_id,
+        key=idempotency.key,
+        body_hash=idempotency.body_hash,
+        sandbox_id=sandbox.sandbox_id,
+        created_at=sandbox.created_at,
+    )
+
+
+def not_found(sandbox_id: str) -> NotFound:
+    """The same text for an unknown sandbox and for another team's."""
+    return NotFound(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")

@@ -1,0 +1,115 @@
+"""Templates: what a sandbox can be created from. This version ships its own and builds none for users."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from firebrick.clock import Clock
+from firebrick.model.errors import Forbidden, NotFound
+from firebrick.model.ids import BuildId, TeamId, TemplateId
+from firebrick.model.machine import Limits
+from firebrick.model.template import Build, BuildState, Template
+from firebrick.store.database import Database
+from firebrick.store.sandboxes import sandbox_count_by_template
+from firebrick.store.templates import (
+    build_fetch_ready,
+    build_list,
+    build_upsert,
+    template_fetch,
+    template_insert,
+    template_list,
+)
+
+DEFAULT_TAG = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateWithBuilds:
+    """A template, its builds (newest first) and its use by sandboxes that are still remembered."""
+
+    template: Template
+    builds: tuple[Build, ...]
+    spawn_count: int
+    last_spawned_at: datetime | None
+
+    @property
+    def ready(self) -> Build | None:
+        return next((build for build in self.builds if build.state is BuildState.READY), None)
+
+
+def shipped_template_id(alias: str) -> TemplateId:
+    """The id of a template of ours: the same in every installation, 20 characters like E2B's."""
+    return TemplateId("t" + hashlib.sha256(f"shipped:{alias}".encode()).hexdigest()[:19])
+
+
+class TemplateService:
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def resolve(self, team_id: TeamId, name: str) -> tuple[Template, Build]:
+        """The template that `name` (id or alias, any case, `:default` at most) means, and its newest ready build.
+
+        Raises: NotFound — no such template or tag, or nothing is built of it yet. Forbidden — another team's.
+        """
+        wanted, _, tag = name.strip().lower().partition(":")
+        async with self._database.read() as tx:
+            template = await template_fetch(tx, wanted)
+            build = None if template is None else await build_fetch_ready(tx, template.template_id)
+        _check_owner(template, team_id, name)
+        if template is None:
+            raise NotFound(f"template '{_shown(name)}' not found")
+        if tag not in ("", DEFAULT_TAG):
+            raise NotFound(f"tag '{_shown(tag)}' does not exist for template '{_shown(wanted)}'")
+        if build is None:
+            raise NotFound(f"template '{_shown(name)}' has no build that is ready")
+        return template, build
+
+    async def list_all(self, team_id: TeamId) -> tuple[TemplateWithBuilds, ...]:
+        """Every template that the team may use, by alias."""
+        async with self._database.read() as tx:
+            uses = await sandbox_count_by_template(tx)
+            return tuple([await _with_builds(tx, item, uses) for item in await template_list(tx, team_id)])
+
+    async def ensure_shipped(self, *, alias: str, build_id: BuildId, limits: Limits) -> Template:
+        """Register a template of ours and a finished build of it; sandboxes use the newest build.
+
+        Idempotent: on alias and build_id; a repeated call sets the build's limits.
+        """
+        async with self._database.write() as tx:
+            template = await template_fetch(tx, alias)
+            if template is None:
+                template = Template(
+                    template_id=shipped_template_id(alias), alias=alias, team_id=None, created_at=self._clock.now()
+                )
+                await template_insert(tx, template)
+            build = Build(
+                build_id=build_id,
+                template_id=template.template_id,
+                state=BuildState.READY,
+                limits=limits,
+                created_at=self._clock.now(),
+            )
+            await build_upsert(tx, build)
+        return template
+
+
+async def _with_builds(
+    tx: AsyncConnection, template: Template, uses: Mapping[TemplateId, tuple[int, datetime]]
+) -> TemplateWithBuilds:
+    count, latest = uses.get(template.template_id, (0, None))
+    builds = await build_list(tx, template.template_id)
+    return TemplateWithBuilds(template=template, builds=builds, spawn_count=count, last_spawned_at=latest)
+
+
+def _check_owner(template: Template | None, team_id: TeamId, name: str) -> None:
+    if template is not None and template.team_id not in (None, team_id):
+        raise Forbidden(f"You don't have access to template '{_shown(name)}'")
+
+
+def _shown(text: str) -> str:
+    """What a caller sent, safe and short enough to send back."""
+    return "".join(char if char.isprintable() else "?" for char in text[:64])

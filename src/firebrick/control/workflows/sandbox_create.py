@@ -1,0 +1,207 @@
+"""Create a sandbox.
+
+    + place     choose a node
+    + reserve   one transaction: quota, capacity, row `creating`, idempotency key   - row ended, all freed
+    + start     the node starts it                                                  - row ending, the node ends it
+    + confirm   row -> running; its time begins
+    + publish   the edge learns where it is                                         - withdrawn
+
+A crash between the steps leaves the row in `creating`: nobody was told the id, so `finish_sandboxes` ends it.
+"""
+
+import asyncio
+import secrets
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from firebrick.catalog.base import Route
+from firebrick.control.platform import Platform
+from firebrick.control.workflows.engine import Step, run_workflow
+from firebrick.control.workflows.sandbox_kill import begin_end, finish_end
+from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
+from firebrick.model.errors import DeadlineExceeded, Internal, NoCapacity, Unavailable
+from firebrick.model.ids import NodeId
+from firebrick.model.node import NodeState
+from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
+from firebrick.placement.fit import PlacementRequest
+from firebrick.placement.place import place
+from firebrick.rpc.node_api import NodeSandbox, StartSandbox
+from firebrick.store.events import SandboxHappening, event_insert
+from firebrick.store.idempotency import IdempotencyRecord, idempotency_delete_of, idempotency_insert
+from firebrick.store.reservations import quota_check, reservation_insert
+from firebrick.store.sandboxes import sandbox_fetch, sandbox_insert, sandbox_update_if
+
+START_DEADLINE_S = 60.0
+"""A start that takes longer is given up. Clients wait 60 s by default."""
+PLACE_ATTEMPTS = 4
+"""Tries when what was free at the choice is taken at the reservation."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SandboxCreate:
+    """`sandbox` is the wish at first and the row as it stands after each step."""
+
+    platform: Platform
+    sandbox: Sandbox
+    idempotency: IdempotencyRecord | None = None
+    started: NodeSandbox | None = None
+
+
+async def _place(create: SandboxCreate) -> None:
+    create.sandbox = replace(create.sandbox, node_id=await _choose_node(create))
+
+
+async def _choose_node(create: SandboxCreate) -> NodeId:
+    sandbox, nodes = create.sandbox, create.platform.nodes
+    request = PlacementRequest(limits=sandbox.limits, build_id=sandbox.build_id, runtime=sandbox.runtime)
+    try:
+        return place(request, await nodes.list_views(), seed=secrets.randbits(64)).node_id
+    except NoCapacity:
+        # What is stored may be a few seconds old (a slot came free, a node came back): look again before refusing.
+        await nodes.refresh()
+        views = await nodes.list_views()
+    if not any(view.state is NodeState.READY for view in views):
+        raise Unavailable("No node answers at the moment, so no sandbox can be started. Try again in a moment.")
+    return place(request, views, seed=secrets.randbits(64)).node_id
+
+
+async def _reserve(create: SandboxCreate) -> None:
+    for attempt in range(PLACE_ATTEMPTS):
+        try:
+            await _reserve_once(create)
+            return
+        except NoCapacity:
+            if attempt == PLACE_ATTEMPTS - 1:
+                raise
+            await _place(create)
+
+
+async def _reserve_once(create: SandboxCreate) -> None:
+    sandbox = create.sandbox
+    assert sandbox.node_id is not None
+    async with create.platform.database.write() as tx:
+        if await sandbox_fetch(tx, sandbox.sandbox_id) is not None:
+            return
+        await quota_check(tx, sandbox.team_id)
+        if create.idempotency is not None:
+            await idempotency_insert(tx, create.idempotency)
+        await sandbox_insert(tx, sandbox)
+        await reservation_insert(
+            tx, sandbox_id=sandbox.sandbox_id, node_id=sandbox.node_id, limits=sandbox.limits
+        )  # fmt: skip
+
+
+async def _undo_reserve(create: SandboxCreate) -> None:
+    """Also forget the idempotency key, so that the same request may be tried again."""
+    platform, sandbox_id = create.platform, create.sandbox.sandbox_id
+    async with platform.database.read() as tx:
+        if await sandbox_fetch(tx, sandbox_id) is None:
+            return
+    await begin_end(platform, sandbox_id, EndReason.ERROR, detail="It could not be created.")
+    async with platform.database.write() as tx:
+        await idempotency_delete_of(tx, sandbox_id)
+        sandbox = await sandbox_fetch(tx, sandbox_id)
+    if sandbox is not None and sandbox.state is SandboxState.ENDING:
+        # NOTE: finish_end kills on the node once more; harmless, and one path for every end.
+        await finish_end(platform, sandbox)
+
+
+async def _start(create: SandboxCreate) -> None:
+    sandbox, platform = create.sandbox, create.platform
+    request = StartSandbox(
+        sandbox_id=sandbox.sandbox_id,
+        template_id=sandbox.template_id,
+        build_id=sandbox.build_id,
+        limits=sandbox.limits,
+        env=sandbox.env,
+        metadata=sandbox.metadata,
+        access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
+        runtime=sandbox.runtime,
+        deny_internet=sandbox.allow_internet_access is False,
+    )
+    try:
+        async with asyncio.timeout(START_DEADLINE_S):
+            create.started = await platform.nodes.client(sandbox.node_id).start_sandbox(request)
+    except TimeoutError as exc:
+        raise DeadlineExceeded(f"The sandbox did not start within {START_DEADLINE_S:.0f} seconds. Try again.") from exc
+
+
+async def _confirm(create: SandboxCreate) -> None:
+    platform, started = create.platform, create.started
+    assert started is not None
+    async with platform.database.write() as tx:
+        row = await sandbox_fetch(tx, create.sandbox.sandbox_id)
+        if row is None:
+            raise Internal("The sandbox's row vanished while it was created. Try again.")
+        if row.state is SandboxState.RUNNING and row.machine_id == started.machine_id:
+            create.sandbox = row
+            return
+        following = next_state(row.state, SandboxEvent.STARTED)
+        if isinstance(following, Rejected):
+            raise Unavailable(f"Sandbox {row.sandbox_id} {following.reason}; it took too long to start. Try again.")
+        now = platform.clock.now()
+        running = replace(
+            row,
+            state=following,
+            runtime=started.runtime,
+            machine_id=started.machine_id,
+            address=started.address,
+            started_at=now,
+            expires_at=now + timedelta(seconds=row.timeout_s),
+        )
+        create.sandbox = await sandbox_update_if(tx, running)
+        await event_insert(
+            tx, SandboxHappening(sandbox_id=row.sandbox_id, team_id=row.team_id, at=now, kind="started")
+        )  # fmt: skip
+    platform.signals.expires(create.sandbox.expires_at)
+
+
+async def _publish(create: SandboxCreate) -> None:
+    route = route_of(create.platform, create.sandbox)
+    if route is not None:
+        await create.platform.catalog.publish(route)
+
+
+async def _undo_publish(create: SandboxCreate) -> None:
+    await create.platform.catalog.withdraw(create.sandbox.sandbox_id, EndReason.ERROR.value)
+
+
+async def _undo_start(create: SandboxCreate) -> None:
+    """Mark the row first: should the node not answer now, the reconciler finds `ending` and goes on."""
+    await begin_end(
+        create.platform, create.sandbox.sandbox_id, EndReason.ERROR, detail="It could not be created."
+    )  # fmt: skip
+    client = create.platform.nodes.client(create.sandbox.node_id)
+    await client.kill_sandbox(create.sandbox.sandbox_id)
+
+
+def route_of(platform: Platform, sandbox: Sandbox) -> Route | None:
+    """What the edge must know of a running sandbox; None for one that has no address."""
+    if sandbox.machine_id is None or sandbox.address is None:
+        return None
+    return Route(
+        sandbox_id=sandbox.sandbox_id,
+        machine_id=sandbox.machine_id,
+        address=sandbox.address,
+        access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
+    )
+
+
+STEPS: tuple[Step[SandboxCreate], ...] = (
+    Step(name="place", act=_place),
+    Step(name="reserve", act=_reserve, undo=_undo_reserve),
+    Step(name="start", act=_start, undo=_undo_start),
+    Step(name="confirm", act=_confirm),
+    Step(name="publish", act=_publish, undo=_undo_publish),
+)
+
+
+async def create_sandbox(create: SandboxCreate) -> Sandbox:
+    """Run the workflow; the sandbox is running and reachable when this returns.
+
+    Raises:
+        LimitExceeded: the team's quota. NoCapacity: no node fits. Unavailable: no node answers.
+        AlreadyExists: the idempotency key is taken. DeadlineExceeded: the start took too long.
+    """
+    await run_workflow("sandbox_create", STEPS, create)
+    return create.sandbox
