@@ -16,8 +16,9 @@ from firebrick.edge.bodies import BadBody, BodyReader
 from firebrick.edge.exchange import Ending, Exchange, NoAnswer, Truncated
 from firebrick.edge.heads import BadHead, RequestHead, parse_request
 from firebrick.edge.link import HEAD_LIMIT_BYTES, HeadTooLarge, Link
-from firebrick.edge.router import Place, Router, is_loopback_address
+from firebrick.edge.router import Place, Router
 from firebrick.edge.stats import Stats
+from firebrick.edge.target import is_loopback_address
 from firebrick.edge.upstream import Sandboxes, SandboxLinks, UpstreamLink
 from firebrick.log import get_log
 

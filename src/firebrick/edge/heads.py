@@ -25,7 +25,8 @@ _OURS = b"x-firebrick-"
 _SINGLE = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"e2b-sandbox-id", b"e2b-sandbox-port", b"expect")
 )
-_TARGET = re.compile(rb"(?:/[!-~]*|\*)\Z")
+_TARGET = re.compile(rb"(?:/[!\"$-~]*|\*)\Z")
+"""Without `#`: a fragment is never sent, and parsers differ in what they make of one."""
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([!-~]*)\Z", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 
@@ -260,8 +261,10 @@ def _origin_form(target: bytes, host: bytes) -> bytes:
         raise BadHead("The request target is neither a path nor an http URL.")
     if match[1].lower() != host.lower():
         raise BadHead("The request target and the Host header name different hosts.")
-    path = match[2].partition(b"#")[0]
-    return path if path.startswith(b"/") else b"/" + path
+    path = match[2] if match[2].startswith(b"/") else b"/" + match[2]
+    if not _TARGET.match(path):
+        raise BadHead("The request target holds a fragment.")
+    return path
 
 
 def _upgrade(head: RequestHead) -> bytes | None:

@@ -1,7 +1,6 @@
 """What to do with a request: forward it to a place, or answer it here. Decides; does nothing."""
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from firebrick.catalog.base import CatalogReader, Route
 from firebrick.edge import answers
@@ -79,12 +78,3 @@ class Router:
                 return answers.plain_text(self._stats.page())
             return answers.bad_request("The metrics are shown on this machine only.", 403)
         return answers.bad_request("There is no such page.", 404)
-
-
-def is_loopback_address(text: str) -> bool:
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

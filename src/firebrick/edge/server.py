@@ -26,6 +26,9 @@ class Edge:
 
     def __init__(self, *, domain: str, catalog: CatalogReader, clock: Clock, limits: EdgeLimits | None = None) -> None:
         self.stats = Stats()
+        self.stop_wanted = asyncio.Event()
+        """For the owner of the process: set it on SIGTERM; set too when a task of the edge failed, so that the
+        process ends and is started anew rather than living on deaf."""
         self._catalog = catalog
         self._clock = clock
         self._sandboxes = Sandboxes(clock)
@@ -50,6 +53,7 @@ class Edge:
         """
         started = asyncio.Event()
         self._root = asyncio.create_task(self._run(started), name="edge")
+        self._root.add_done_callback(lambda _: self.stop_wanted.set())
         await started.wait()
         loop = asyncio.get_running_loop()
         try:
@@ -62,7 +66,10 @@ class Edge:
         return bound
 
     async def close(self, grace_s: float = GRACE_S) -> None:
-        """Stop accepting, close idle connections, let requests finish for `grace_s`, cut the rest. Idempotent."""
+        """Stop accepting, close idle connections, let requests finish for `grace_s`, cut the rest. Idempotent.
+
+        Raises: ExceptionGroup — a task of the edge had failed.
+        """
         self._shared.is_closing = True
         if self._server is not None:
             self._server.close()

@@ -6,6 +6,7 @@ checked is what is dialled.
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import unquote
 
 from firebrick.model.ids import SandboxId
@@ -14,7 +15,6 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}\Z", re.ASCII)
 _ID = re.compile(r"([a-z0-9]{1,63})(?:-[a-z0-9]{1,63})?\Z", re.ASCII)
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::([0-9]{0,5}))?\Z", re.ASCII)
 _CONTROL_ROUTES = frozenset(("init", "freeze", "unfreeze", "collapse", "fsfreeze", "fsthaw", "upgrade", "firebrick"))
-_LOOPBACK_NAMES = frozenset(("localhost", "[::1]"))
 _ODD_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -54,7 +54,17 @@ def host_name(host: str) -> str:
 
 
 def is_loopback_name(name: str) -> bool:
-    return name in _LOOPBACK_NAMES or name.startswith("127.")
+    """Whether a host name means this machine whatever name servers say: `127.example.com` does not."""
+    return name == "localhost" or is_loopback_address(name.strip("[]"))
+
+
+def is_loopback_address(text: str) -> bool:
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def target_of(name: str, domain: str, id_header: str | None, port_header: str | None) -> Target | None:

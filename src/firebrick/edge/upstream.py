@@ -60,6 +60,10 @@ class SandboxLinks:
     def is_unused(self) -> bool:
         return not self.exchanges and not self.links
 
+    def is_at(self, route: Route) -> bool:
+        """Whether that route leads to this same machine."""
+        return (self.route.machine_id, self.route.address) == (route.machine_id, route.address)
+
     def take(self, port: int, *, is_repeatable: bool) -> UpstreamLink | None:
         """An idle connection to that port, the last used first; None when there is none to trust."""
         idle = self._idle.get(port)
@@ -129,7 +133,7 @@ class Sandboxes:
     def of(self, route: Route) -> SandboxLinks:
         """The links of that execution; those of an earlier one are cut."""
         links = self._links.get(route.sandbox_id)
-        if links is not None and links.route != route:
+        if links is not None and not links.is_at(route):
             self.cut(route.sandbox_id)
             links = None
         if links is None:
@@ -144,7 +148,7 @@ class Sandboxes:
     def follow(self, change: Route | Tombstone) -> None:
         """Act on a change of the catalog."""
         links = self._links.get(change.sandbox_id)
-        if links is not None and links.route != change:
+        if links is not None and not (isinstance(change, Route) and links.is_at(change)):
             self.cut(change.sandbox_id)
 
     def sweep(self) -> None:

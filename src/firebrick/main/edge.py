@@ -32,17 +32,16 @@ def raise_file_limit() -> int:
 
 async def run(config: Config, limits: EdgeLimits) -> None:
     """Serve until SIGTERM or SIGINT, then end in order."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     clock = SystemClock()
     catalog = CatalogFollower(config.catalog_socket, clock)
     edge = Edge(domain=config.sandbox_domain, catalog=catalog, clock=clock, limits=limits)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, edge.stop_wanted.set)
     catalog.start()
     try:
         await edge.serve(config.host, config.edge_port)
-        await stopping.wait()
+        await edge.stop_wanted.wait()
         await edge.close()
     finally:
         await catalog.close()

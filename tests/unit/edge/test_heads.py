@@ -59,6 +59,8 @@ def head(lines: str, first: str = "GET /x HTTP/1.1", host: str = "Host: a") -> b
         head("Expect: 200-ok"),
         b"\x16\x03\x01\r\n\r\n",
         head("", first="GET http://u@a/ HTTP/1.1"),
+        head("", first="GET /a#/../init HTTP/1.1"),
+        head("", first="GET http://a/#x HTTP/1.1"),
     ],
 )
 def test_refused_heads(raw: bytes) -> None:
