@@ -1,6 +1,5 @@
 """A slot pool without a kernel: loopback addresses and counted places, for tests and simulated nodes."""
 
-import asyncio
 from collections import deque
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -39,12 +38,8 @@ class SimSlotPool:
         if slot.index in self._taken:
             self._taken.discard(slot.index)
             self._denied.discard(slot.index)
-            # Ready on the next turn of the loop, as the native pool's reset happens behind the caller too.
-            asyncio.get_running_loop().call_soon(self._put_ready, slot.index)
-
-    def _put_ready(self, index: int) -> None:
-        if index < self.size and index not in self._taken and index not in self._ready:
-            self._ready.append(index)
+            if slot.index < self.size:
+                self._ready.append(slot.index)
 
     def slot(self, index: int) -> Slot:
         return Slot(index=index, address=FIRST_ADDRESS + index, netns=Path("/proc/self/ns/net"))
