@@ -16,6 +16,7 @@ from firebrick.node.drivers import WarmKey
 HOT_FOR_S = 900.0
 QUIET_S = 0.15
 SLOTS_LEFT_FREE = 2
+SLOT_LOOK_S = 0.5
 ASSUMED_MEMORY_BYTES = 48 << 20
 """Of a warm machine before one of its key was measured."""
 
@@ -77,6 +78,9 @@ def decide_refill(view: WarmView, limits: WarmLimits) -> RefillPlan:
     in_flight = sum(not machine.is_ready for machine in kept)
     places = min(max(1, limits.start_concurrency // 2) - in_flight, view.free_slot_count - SLOTS_LEFT_FREE)
     fitting = _fitting(view, limits, kept, wanted)
+    if fitting and view.free_slot_count <= SLOTS_LEFT_FREE:
+        # Slots become free behind our back: the pool makes them, and resets those that were given back.
+        look_again_s = SLOT_LOOK_S
     return RefillPlan(start=fitting[: max(0, places)], end=end, look_again_s=look_again_s)
 
 

@@ -12,6 +12,7 @@ from firebrick.node.warm_pool import (
     ASSUMED_MEMORY_BYTES,
     HOT_FOR_S,
     QUIET_S,
+    SLOT_LOOK_S,
     SLOTS_LEFT_FREE,
     WarmLimits,
     WarmMachine,
@@ -73,7 +74,8 @@ def test_a_sandbox_that_starts_goes_first() -> None:
 
 def test_slots_are_left_for_sandboxes() -> None:
     """The last free slots are nobody's warm machines'."""
-    assert decide_refill(replace(VIEW, free_slot_count=SLOTS_LEFT_FREE), LIMITS).start == ()
+    none_free = decide_refill(replace(VIEW, free_slot_count=SLOTS_LEFT_FREE), LIMITS)
+    assert (none_free.start, none_free.look_again_s) == ((), SLOT_LOOK_S)
     assert decide_refill(replace(VIEW, free_slot_count=SLOTS_LEFT_FREE + 1), LIMITS).start == (BASE,)
 
 
