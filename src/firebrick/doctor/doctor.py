@@ -79,7 +79,7 @@ def find_oci_runtime(config: Config) -> Path | None:
     return _first_program(config.oci_runtime_path, "runc", "crun")
 
 
-async def examine(config: Config, *, runtime_probes: Iterable[RuntimeProbe] = ()) -> Report:
+async def examine(config: Config, *, runtime_probes: Iterable[RuntimeProbe]) -> Report:
     """Run every probe, all at once. Takes as long as the slowest: a few seconds."""
     probes: list[RuntimeProbe] = [
         lambda: asyncio.to_thread(machine_probes.probe_kernel),

@@ -127,8 +127,7 @@ class OverlayRootfs:
         with _Translate("recover the disks of an earlier run"):
             await self._blocking(self._claim_root)
             for machine_id in await self._blocking(self._strangers, keep):
-                log.info("rootfs.orphan_removed", machine_id=machine_id)
-                await self.remove(machine_id)
+                await self._remove_orphan(machine_id)
             self._ready = await self._blocking(self._sort_pool)
 
     async def close(self) -> None:
@@ -146,6 +145,15 @@ class OverlayRootfs:
             await self._blocking(self._release_unused)
         self._namespaces.close()
         self._threads.shutdown(wait=True)
+
+    async def _remove_orphan(self, machine_id: MachineId) -> None:
+        try:
+            await self.remove(machine_id)
+        except RootfsFailed as exc:
+            # One disk that somebody holds must not keep the node down; the next recovery tries again.
+            log.warning("rootfs.orphan_stays", machine_id=machine_id, error=exc.message, detail=exc.detail)
+        else:
+            log.info("rootfs.orphan_removed", machine_id=machine_id)
 
     async def _keep_filled(self) -> None:
         while True:
@@ -254,7 +262,7 @@ class OverlayRootfs:
 
     def _sort_pool(self) -> list[Upper]:
         for directory in (self._root / "making").iterdir():
-            destroy_upper(Upper(directory=directory))
+            _destroy_leftover(Upper(directory=directory))
         adopted: list[Upper] = []
         for directory in (self._root / "pool").iterdir():
             upper = Upper(directory=directory)
@@ -262,7 +270,7 @@ class OverlayRootfs:
             if fits and len(adopted) < self._pool_size:
                 adopted.append(upper)
             else:
-                destroy_upper(upper)
+                _destroy_leftover(upper)
         return adopted
 
     def _release_unused(self) -> None:
@@ -292,6 +300,13 @@ class _Translate:
             raise RootfsFailed(f"Cannot {self._doing}: {exc.strerror}.", detail=str(exc)) from exc
         if isinstance(exc, CommandFailed):
             raise RootfsFailed(f"Cannot {self._doing}: a tool of the host failed.", detail=str(exc)) from exc
+
+
+def _destroy_leftover(upper: Upper) -> None:
+    try:
+        destroy_upper(upper)
+    except OSError as exc:
+        log.warning("rootfs.leftover_stays", directory=str(upper.directory), error=str(exc))
 
 
 def _mount_erofs(image: Path, target: Path) -> None:

@@ -211,6 +211,18 @@ async def test_busy_disk_is_refused_in_words(disks: Disks, monkeypatch: pytest.M
     assert not path.exists()
 
 
+async def test_busy_orphan_does_not_stop_recovery(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that somebody still holds is left for the next recovery; the driver serves meanwhile."""
+    monkeypatch.setattr("firebrick.rootfs.upper.UNMOUNT_PATIENCE_S", 0.05)
+    driver = await disks.start()
+    _, path = await disks.prepare(driver)
+    with (path / "held").open("w"):
+        await driver.close()
+        driver = await disks.start()
+        await disks.prepare(driver)
+        assert path.exists()
+
+
 async def test_missing_image_leaves_nothing(disks: Disks, tmp_path: Path) -> None:
     """Preparing from an image that is not there fails and leaves no directory of the machine."""
     driver = await disks.start()
