@@ -8,10 +8,10 @@ from firebrick.api.route import authenticated_router
 router = authenticated_router("not in this version")
 
 PAUSE = "Pausing and resuming sandboxes"
-SNAPSHOT = "Snapshots of sandboxes"
+SNAPSHOT = "Taking snapshots of sandboxes"
 BUILD = "Building and changing templates"
-VOLUMES = "Volumes"
-SECRETS = "Secrets"
+VOLUMES = "Using volumes"
+SECRETS = "Using secrets"
 
 NOT_AVAILABLE: tuple[tuple[str, str, str], ...] = (
     ("POST", "/sandboxes/{sandboxID}/pause", PAUSE),

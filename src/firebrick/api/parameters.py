@@ -86,10 +86,10 @@ def parse_template_filter(text: str | None) -> str | None:
 
 def parse_sandbox_ids(text: str) -> list[SandboxId]:
     """Comma-separated, without repeats; unknown words are left out, as an unknown sandbox would be."""
-    words = list(dict.fromkeys(word.strip() for word in text.split(",")))
+    words = list(dict.fromkeys(word.strip().partition("-")[0] for word in text.split(",")))
     if len(words) > MAX_IDS:
         raise Invalid(f"sandbox_ids: at most {MAX_IDS} ids at once")
-    return [SandboxId(word) for word in (word.partition("-")[0] for word in words) if is_sandbox_id(word)]
+    return [SandboxId(word) for word in words if is_sandbox_id(word)]
 
 
 def as_utc(moment: datetime | None) -> datetime | None:

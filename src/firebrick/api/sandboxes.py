@@ -30,21 +30,21 @@ def _refuse_what_is_missing(body: schemas.NewSandboxV2) -> None:
     wanted = {
         "autoPause: pausing sandboxes": body.autoPause,
         "autoResume: resuming sandboxes": body.autoResume is not None and body.autoResume.enabled,
-        "network: network rules (but for allow_internet_access)": _asks(body.network),
+        "network: setting network rules (but for allow_internet_access)": _asks(body.network),
         "volumeMounts: mounting volumes": body.volumeMounts,
-        "iam: identity tokens": _asks(body.iam),
+        "iam: issuing identity tokens": _asks(body.iam),
     }
     for what, is_asked in wanted.items():
         if is_asked:
             raise NotInThisVersion(what)
 
 
-def _asks(options: object) -> bool:
-    """True if anything in `options` differs from "not given"; `allowPublicTraffic: true` is how it is anyway."""
-    if not isinstance(options, dict):
-        return bool(options)
-    rest = {key: value for key, value in options.items() if not (key == "allowPublicTraffic" and value is True)}
-    return any(_asks(value) or value is False for value in rest.values())
+def _asks(options: dict[str, Any] | None) -> bool:
+    """True if any option differs from "not given"; `allowPublicTraffic: true` is how it is anyway."""
+    for key, value in (options or {}).items():
+        if value not in (None, [], {}) and (key, value) != ("allowPublicTraffic", True):
+            return True
+    return False
 
 
 def _wish(body: schemas.NewSandboxV2, *, secure: bool) -> NewSandbox:
