@@ -1,5 +1,6 @@
 """The guest link in memory: guests that answer at once, unless they are told to fail or stall."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 from firebrick.guestlink.base import GuestInit, GuestLogEntry, GuestSilent
@@ -15,12 +16,15 @@ class SimGuest:
 
 
 class SimGuests:
-    """All guests of one simulated node, by control token. `silent_*_count`: so many next calls go unanswered."""
+    """All guests of one simulated node, by control token. `silent_*_count`: so many next calls go unanswered;
+    while `boots` is cleared no guest becomes ready."""
 
     def __init__(self) -> None:
         self.guests: dict[str, SimGuest] = {}
         self.silent_ready_count = 0
         self.silent_init_count = 0
+        self.boots = asyncio.Event()
+        self.boots.set()
 
     def link(self, address: str, control_token: str) -> "SimGuestLink":
         return SimGuestLink(self, control_token)
@@ -41,6 +45,7 @@ class SimGuestLink:
         if self._world.silent_ready_count > 0:
             self._world.silent_ready_count -= 1
             raise GuestSilent(f"The simulated guest did not become ready within {timeout_s:g} s.")
+        await self._world.boots.wait()
 
     async def init(self, settings: GuestInit) -> None:
         if self._world.silent_init_count > 0:

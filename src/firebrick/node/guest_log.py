@@ -27,6 +27,9 @@ CONSOLE_FILE_BYTES = 512 * 1024
 CONSOLE_CHUNK_BYTES = 16 * 1024
 CONSOLE_PAUSE_S = 0.02
 
+PIPE_BYTES = 64 * 1024
+"""What the kernel lets wait in a pipe."""
+
 ENDED_KEPT_COUNT = 500
 ENDED_KEPT_S = 24 * 3600.0
 
@@ -97,6 +100,19 @@ class Console:
                 await _readable(descriptor)
                 self._take(os.read(descriptor, CONSOLE_CHUNK_BYTES))
                 await self._clock.sleep(CONSOLE_PAUSE_S)
+        finally:
+            os.close(descriptor)
+
+    def drain_rest(self) -> None:
+        """Take what the pipe still holds, and the line that was never finished: often it is why a guest ended."""
+        try:
+            descriptor = os.open(self._fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            self._take(os.read(descriptor, PIPE_BYTES) + b"\n")
+        except BlockingIOError:
+            return
         finally:
             os.close(descriptor)
 

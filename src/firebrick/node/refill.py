@@ -85,6 +85,7 @@ class WarmPool:
             try:
                 look_again_s = await self._refill()
             except Exception:
+                # Task root: creates fall back to cold starts, and the next round may work.
                 log.exception("warm.round_failed")
                 look_again_s = RETRY_LONGEST_S
             await self._wait(look_again_s)

@@ -31,6 +31,7 @@ LOG_TIMEOUT_S = 2.0
 LAST_LOG_TIMEOUT_S = 0.05
 """At a kill: the caller waits for it, and the guest may be stalling."""
 
+READY_TIMEOUT_S = 45.0
 WARM_CHECK_S = 5.0
 RETRY_FIRST_S = 0.2
 RETRY_LONGEST_S = 30.0
@@ -89,6 +90,7 @@ class SandboxActor:
         self._failure: FirebrickError | None = None
         self._ended: MachineExit | None = None
         self._ring = LogRing()
+        self._console = Console(machine.console, machine.directory / "console.jsonl", self._ring, self._clock)
         self._log_next = 0
         self._log_lock = asyncio.Lock()
         self._meter = CpuMeter(base_s=self._clock.monotonic_s())
@@ -194,6 +196,7 @@ class SandboxActor:
                 self._failure = exc
                 log.warning("machine.failed", message=exc.message, detail=exc.detail, cause=repr(exc.__cause__))
             except Exception as exc:
+                # Task root: an unforeseen fault ends this machine and no other.
                 self._failure = Internal("The machine's owner failed.", detail=repr(exc))
                 log.exception("machine.owner_failed")
             await self._end()
@@ -202,6 +205,9 @@ class SandboxActor:
         async with self._gate:
             began_s = self._clock.monotonic_s()
             await self.machine.start()
+            early = await self._exit_before_ready()
+        if early is not None:
+            return early
         log.info("machine.ready", boot_ms=round((self._clock.monotonic_s() - began_s) * 1000, 1))
         if self.request is None:
             self.machine.save(state=MachineState.WARM)
@@ -210,8 +216,15 @@ class SandboxActor:
             self._set_state(ActorState.CLAIMED)
         return await self._watch()
 
+    async def _exit_before_ready(self) -> MachineExit | None:
+        """Wait for the guest agent; a machine that ends meanwhile need not be waited for."""
+        machine = self.machine
+        ready = asyncio.ensure_future(machine.link.wait_ready(timeout_s=READY_TIMEOUT_S))
+        ended = asyncio.ensure_future(machine.runtime.wait_exit(machine.machine_id))
+        return await first_of(ended, ready)
+
     async def _adopted_life(self) -> MachineExit:
-        self._console().restore()
+        self._console.restore()
         if self.state is not ActorState.RUNNING:
             # Nobody has it yet, so it may be judged: what does not answer now is not worth keeping.
             await self.machine.link.wait_ready(timeout_s=WARM_CHECK_S)
@@ -222,7 +235,7 @@ class SandboxActor:
     async def _watch(self) -> MachineExit:
         """Serve the machine until it ends by itself."""
         async with asyncio.TaskGroup() as group:
-            works = (self._console().drain(), self._serve(), self._follow_logs())
+            works = (self._console.drain(), self._serve(), self._follow_logs())
             beside = [group.create_task(work) for work in works]
             ended = await self.machine.runtime.wait_exit(self.machine.machine_id)
             for task in beside:
@@ -294,10 +307,6 @@ class SandboxActor:
         except TimeoutError:
             return
 
-    def _console(self) -> Console:
-        machine = self.machine
-        return Console(machine.console, machine.directory / "console.jsonl", self._ring, self._clock)
-
     # The one way back
 
     async def _end(self) -> None:
@@ -309,13 +318,14 @@ class SandboxActor:
         await self._until_done("destroy", self._destroy)
         self._is_gone = True
         self._tried.set()
+        self._console.drain_rest()
         if was_running and not is_asked_for:
             self._hooks.has_exited(self, self._ended or self._exit_of_failure())
         await self._keep_log()
         await self._until_done("release", self.machine.release)
         self._refuse()
         self._set_state(ActorState.ENDED)
-        log.info("machine.ended", cause=self._ended.cause if self._ended else "asked for or failed")
+        log.info("machine.ended", cause=self._ended.cause if self._ended else None, is_asked_for=is_asked_for)
 
     async def _destroy(self) -> None:
         if self.machine.directory.exists():
@@ -370,18 +380,23 @@ class SandboxActor:
 
     async def _or_kill(self, life: Coroutine[Any, Any, MachineExit]) -> MachineExit | None:
         """Live until the end or until killed; None means killed. The loser is cancelled and waited for."""
-        living = asyncio.ensure_future(life)
-        killed = asyncio.ensure_future(self._kill.wait())
-        try:
-            await asyncio.wait({living, killed}, return_when=asyncio.FIRST_COMPLETED)
-            if living.done() and not living.cancelled():
-                return living.result()
-        finally:
-            for task in (living, killed):
-                task.cancel()
-            await asyncio.wait({living, killed})
-        return None
+        return await first_of(asyncio.ensure_future(life), asyncio.ensure_future(self._kill.wait()))
 
     def _set_state(self, state: ActorState) -> None:
         self.state = state
         self._hooks.has_changed(self)
+
+
+async def first_of(work: "asyncio.Future[MachineExit]", other: "asyncio.Future[Any]") -> MachineExit | None:
+    """The result of `work`, or None when `other` is done before it; the loser is cancelled and waited for.
+    Raises what the first one raised."""
+    try:
+        await asyncio.wait({work, other}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        other.result()
+        return None
+    finally:
+        for task in (work, other):
+            task.cancel()
+        await asyncio.wait({work, other})

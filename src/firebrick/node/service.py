@@ -112,6 +112,7 @@ async def _ask(context: Any, asking: Awaitable[Answer]) -> Answer:
     except asyncio.CancelledError:
         raise
     except Exception as exc:
+        # Task root of a request: the caller gets our error, the log gets the chain.
         log.exception("rpc.failed")
         await _refuse(context, Internal("The node agent failed; its log tells why.", detail=repr(exc)))
 

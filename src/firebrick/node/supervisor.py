@@ -91,6 +91,7 @@ class NodeAgent:
     async def close(self) -> None:
         """Stop. Running and warm machines stay as they are; what is being started is undone."""
         self._is_open = False
+        self._exits.close()
         await self._background.close()
         for actor in list(self._actors.values()):
             if actor.state in (ActorState.STARTING, ActorState.CLAIMED):
@@ -102,7 +103,6 @@ class NodeAgent:
         except TimeoutError:
             log.warning("node.stop_unfinished", machine_count=len(self._actors))
         await self._tasks.close()
-        self._exits.close()
         for runtime in self._drivers.runtimes.values():
             await runtime.close()
         await self._drivers.slots.close()
@@ -197,6 +197,8 @@ class NodeAgent:
         elif entry.request and actor.is_from_warm and not entry.is_killed and self._is_open:
             log.warning("warm.failed", machine_id=actor.machine.machine_id, message=outcome.message)
             entry.actor = self._start_actor(self._key(entry.request), entry.request)
+        elif not self._is_open:
+            entry.answer.set_exception(Unavailable("This node is stopping; nothing is left of the start."))
         else:
             entry.answer.set_exception(outcome)
 

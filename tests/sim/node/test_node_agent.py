@@ -1,13 +1,14 @@
 """What a control plane may rely on when it asks a node."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable, WrongState
+from firebrick.model.errors import FirebrickError, Internal, Invalid, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import BuildId, new_sandbox_id
 from firebrick.model.machine import ExitCause, RuntimeName
 from firebrick.node.recovery import end_everything
@@ -177,7 +178,7 @@ async def test_a_graceful_stop_leaves_sandboxes_and_undoes_starts(world: World) 
         world.runtime.delay_s["start"] = 1000.0
         starting = asyncio.ensure_future(agent.start_sandbox(request()))
         await wait_for(lambda: len(world.rootfs.disks) == 2)
-    with pytest.raises(WrongState):
+    with pytest.raises(Unavailable, match="stopping"):
         await starting
     assert set(world.runtime.machines) == {running.machine_id}
     with pytest.raises(Unavailable):
@@ -241,3 +242,19 @@ async def test_down_ends_everything(world: World) -> None:
             await agent.start_sandbox(request())
     await end_everything(world.drivers(), world.records)
     assert not any(world.machine_ids().values())
+
+
+async def test_a_machine_that_ends_while_it_starts_is_told_at_once(world: World, agent: NodeAgent) -> None:
+    """Nobody waits for the readiness of a guest that has ended; its last words are in the detail."""
+    world.guests.boots.clear()
+    starting = asyncio.ensure_future(agent.start_sandbox(request()))
+    await wait_for(lambda: world.runtime.machines)
+    machine_id, machine = next(iter(world.runtime.machines.items()))
+    console = os.open(machine.spec.directory / "console", os.O_RDWR | os.O_NONBLOCK)
+    os.write(console, b"panic: no init\n")
+    world.runtime.exit_machine(machine_id, ExitCause.GUEST_EXIT, 1)
+    with pytest.raises(Internal, match="ended while it was starting") as caught:
+        await starting
+    os.close(console)
+    assert "panic: no init" in caught.value.detail
+    world.guests.boots.set()
