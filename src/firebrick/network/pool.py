@@ -211,9 +211,9 @@ class NativeSlotPool:
                 await self._remove_leftovers()
                 await self._make_missing()
                 pause_s = RETRY_FIRST_S
-            except NetworkFailed as exc:
-                self._last_failure = f"{exc.message} {exc.detail}"
-                self._log.warning("network.slot_failed", error=exc.message, detail=exc.detail)
+            except Exception as exc:  # noqa: BLE001 - the root of the task: a pool that stops filling is an outage
+                self._last_failure = f"{exc} {getattr(exc, 'detail', '')}".strip()
+                self._log.warning("network.slot_failed", error=self._last_failure, kind=type(exc).__name__)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_LONGEST_S)
                 self._work.set()

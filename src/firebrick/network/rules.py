@@ -5,8 +5,8 @@ The guest's own packets are judged twice: first in its slot namespace, which it 
     guest ─▶ slot namespace: is it the guest's address? is the way open? translate ─▶
           ─▶ host: is it this slot's address? private, ours or another slot's? drop : translate ─▶ internet
 
-Only the host opens connections to a guest (edge, node agent). Refusals answer at once with "administratively
-prohibited" rather than by silence, so that a program in a sandbox fails in a millisecond and not in a minute.
+Only the host opens connections to a guest (edge, node agent). Refusals answer at once instead of by silence, so
+that a program in a sandbox fails in a millisecond and not in a minute.
 No rule is added when a machine starts: the host's sets name every slot of the pool from the beginning.
 """
 
@@ -33,6 +33,15 @@ OPEN_CONNECTIONS_MAX_COUNT = 8192
 """Of one guest, outwards: the host's connection table is shared, and one guest must not fill it."""
 
 
+REFUSE = """
+    chain refuse {
+        # A reset, because the kernel sends only about one ICMP message a second to one destination.
+        meta l4proto tcp counter reject with tcp reset
+        counter reject with icmp type admin-prohibited
+    }
+"""
+
+
 def host_table(layout: Layout, indices: Iterable[int], guarded_links: Iterable[str]) -> str:
     """Replace the instance's table in one transaction; there is no moment without rules.
 
@@ -55,7 +64,7 @@ table {name} {{
     set slot_addresses {{ type ipv4_addr; {addresses} }}
     set closed {{ type ipv4_addr; flags interval; auto-merge; {closed} }}
     set guarded_links {{ type ifname; {guarded} }}
-
+{REFUSE}
     chain input {{
         type filter hook input priority -10; policy accept;
         iifname @slot_links jump slot_to_host
@@ -64,7 +73,7 @@ table {name} {{
         iifname . ip saddr != @slot_sources counter drop
         meta nfproto != ipv4 counter drop
         ct state established,related accept
-        counter reject with icmp type admin-prohibited
+        jump refuse
     }}
     chain forward {{
         type filter hook forward priority -10; policy accept;
@@ -76,8 +85,8 @@ table {name} {{
         meta nfproto != ipv4 counter drop
         iifname . ip saddr != @slot_sources counter drop
         ct state invalid counter drop
-        oifname @slot_links counter reject with icmp type admin-prohibited
-        ip daddr @closed counter reject with icmp type admin-prohibited
+        oifname @slot_links jump refuse
+        ip daddr @closed jump refuse
         accept
     }}
     chain to_slot {{
@@ -114,7 +123,7 @@ def slot_table(layout: Layout, index: int) -> str:
     return f"""
 table inet {SLOT_TABLE} {{
     set closed {{ type ipv4_addr; flags interval; auto-merge; {closed} }}
-
+{REFUSE}
     chain spoofed {{
         type filter hook prerouting priority raw; policy accept;
         meta nfproto ipv6 counter drop
@@ -141,16 +150,16 @@ table inet {SLOT_TABLE} {{
     chain outward {{
         iifname "{UPLINK}" ct state established,related accept
         iifname "{UPLINK}" drop
-        ip daddr @closed counter reject with icmp type admin-prohibited
+        ip daddr @closed jump refuse
         ct state established,related accept
-        ct count over {OPEN_CONNECTIONS_MAX_COUNT} counter reject with icmp type admin-prohibited
+        ct count over {OPEN_CONNECTIONS_MAX_COUNT} jump refuse
         accept
     }}
     chain input {{
         type filter hook input priority filter; policy drop;
         # What no connection claims may come in from the host: the kernel then answers with a reset.
         iifname "{UPLINK}" accept
-        counter reject with icmp type admin-prohibited
+        jump refuse
     }}
 }}
 """
@@ -159,11 +168,7 @@ table inet {SLOT_TABLE} {{
 def deny_internet() -> str:
     """Close the guest's way out, for flows that are open too. Lasts as long as the slot namespace."""
     chain = f"inet {SLOT_TABLE} outward"
-    return (
-        f"flush chain {chain}\n"
-        f'add rule {chain} iifname "{UPLINK}" counter drop\n'
-        f"add rule {chain} counter reject with icmp type admin-prohibited\n"
-    )
+    return f'flush chain {chain}\nadd rule {chain} iifname "{UPLINK}" counter drop\nadd rule {chain} jump refuse\n'
 
 
 def fingerprint(layout: Layout, index: int) -> str:
