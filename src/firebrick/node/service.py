@@ -81,20 +81,21 @@ class NodeServer:
         """Listen. A socket file that a killed process left is replaced. Raises Internal."""
         if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:
             raise Invalid(f"The path {self._socket} is too long for a socket; choose a shorter data_dir.")
-        self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._socket.unlink(missing_ok=True)
+        # NOTE: bound where only we can look, and moved into place when its mode is set: a chmod in place would
+        # leave a moment for others, and a umask would hold for every thread of this process.
+        private = self._socket.parent / f".{self._socket.stem}"
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        hidden = private / "s"
+        hidden.unlink(missing_ok=True)
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
         add_NodeServicer_to_server(NodeService(self._node), server)
-        # NOTE: the mode holds from the bind on; a chmod afterwards would leave a moment for others.
-        before = os.umask(0o177)
         try:
-            bound = server.add_insecure_port(f"unix:{self._socket}")
-        except RuntimeError as exc:
+            server.add_insecure_port(f"unix:{hidden}")
+            hidden.chmod(0o600)
+            hidden.rename(self._socket)
+            private.rmdir()
+        except (RuntimeError, OSError) as exc:
             raise Internal(f"The socket {self._socket} could not be opened.", detail=str(exc)) from exc
-        finally:
-            os.umask(before)
-        if not bound:
-            raise Internal(f"The socket {self._socket} could not be opened.")
         await server.start()
         self._server = server
 
