@@ -14,7 +14,6 @@ from firebrick_guest.reaper import Reaper
 from firebrick_guest.routes import Routes
 from firebrick_guest.settings import Settings
 from firebrick_guest.users import Accounts
-from firebrick_guest.zygote import Nursery
 
 DEFAULT_PORT = 49983
 TOKEN_VARIABLE = "FIREBRICK_CONTROL_TOKEN"
@@ -32,20 +31,16 @@ async def serve(control_token: str, host: str, port: int) -> None:
     settings = Settings(control_token, Accounts(), os.environ.get("PATH", ""))
     reaper = Reaper()
     reaper.open()
-    nursery = Nursery(reaper, _raise_descriptor_limit())
-    processes = ProcessService(settings, nursery, log)
+    processes = ProcessService(settings, reaper, log, _raise_descriptor_limit())
     server = HttpServer(Routes(settings, processes, log).serve)
     bound = await server.listen(host, port)
     # The host looks for /health, but whoever starts us on port 0 has only this line to learn the port from.
     print(f"firebrick-guest listening on port {bound}", flush=True)
-    # What is alive now lives as long as we do: not scanning it keeps it shared with the forked children.
-    gc.collect()
+    # What is alive now lives as long as we do, and need not be looked at again.
     gc.freeze()
-    processes.refill()
     try:
         await stopped.wait()
     finally:
-        nursery.close()
         await server.close()
         reaper.close()
         reaper.kill_all()
@@ -57,6 +52,7 @@ def main() -> int:
         print(f"firebrick-guest: {TOKEN_VARIABLE} is not set", file=sys.stderr)
         return 2
     _occupy_standard_descriptors()
+    os.umask(0o022)
     host = os.environ.get(HOST_VARIABLE, "0.0.0.0")
     port = int(os.environ.get(PORT_VARIABLE, DEFAULT_PORT))
     asyncio.run(serve(control_token, host, port))

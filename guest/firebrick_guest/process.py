@@ -72,6 +72,7 @@ class Process:
         self.tag = info.get("tag")
         self.is_pty = "pty" in outputs.values()
         self.ring = Ring()
+        self.status = "running"
         self.end: bytes | ConnectError | None = None
         self._loop = asyncio.get_running_loop()
         self._stdin = stdin
@@ -194,6 +195,7 @@ class Process:
             self.end = ConnectError("deadline_exceeded", "the command's timeout has passed; it was killed")
         else:
             self.end = frame(dump_json({"event": {"end": end_event(self._wait_status)}}))
+        self.status = str(end_event(self._wait_status)["status"])
         if self._subscribers:
             # Somebody has it all; only what nobody has seen is kept for a late reader.
             self.ring.clear()

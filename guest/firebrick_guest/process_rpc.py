@@ -17,12 +17,13 @@ from firebrick_guest.connect import (
 from firebrick_guest.errors import ConnectError
 from firebrick_guest.http import Exchange
 from firebrick_guest.json_text import as_text, binary, dump_json, flag, number, submessage, text, text_list, text_map
+from firebrick_guest.launch import Launch, start_with_pipes, start_with_terminal
 from firebrick_guest.logs import EventLog
 from firebrick_guest.output import MAX_EVENT_BYTES
-from firebrick_guest.process import Process, end_event
+from firebrick_guest.process import Process
+from firebrick_guest.reaper import Reaper
 from firebrick_guest.settings import Settings
 from firebrick_guest.users import resolve_path
-from firebrick_guest.zygote import Child, Launch, Nursery
 
 SIGNALS = {"SIGNAL_SIGTERM": 15, "SIGNAL_SIGKILL": 9, "15": 15, "9": 9}
 # An ended command is remembered this long, so that a client that was away learns how it ended.
@@ -31,20 +32,19 @@ RETAIN_COUNT = 4096
 RETAIN_BYTES = 4 * 1024 * 1024
 # Under load output goes out at most this often; the first piece after a silence at once.
 FLUSH_S = 0.003
-REFILL_S = 0.004
 KEEPALIVE_FRAME = frame(b'{"event":{"keepalive":{}}}')
 
 
 class ProcessService:
     """Owns every command that was started, and those that ended lately."""
 
-    def __init__(self, settings: Settings, nursery: Nursery, log: EventLog) -> None:
+    def __init__(self, settings: Settings, reaper: Reaper, log: EventLog, limits: tuple[int, int]) -> None:
         self._settings = settings
-        self._nursery = nursery
+        self._reaper = reaper
+        self._limits = limits
         self._log = log
         self._running: dict[int, Process] = {}
         self._ended: dict[int, Process] = {}
-        self._is_refilling = False
 
     # RPCs
 
@@ -108,20 +108,6 @@ class ProcessService:
 
     # inside
 
-    def refill(self) -> None:
-        """Fork a waiting child, then the next a little later: each fork holds up the whole agent."""
-        self._is_refilling = False
-        try:
-            if self._nursery.refill():
-                self._refill_soon()
-        except OSError as exc:
-            self._log.add("warn", "no process can be made ahead", reason=exc.strerror)
-
-    def _refill_soon(self) -> None:
-        if not self._is_refilling:
-            self._is_refilling = True
-            asyncio.get_running_loop().call_later(REFILL_S, self.refill)
-
     def _start(self, exchange: Exchange, request: Message) -> Process:
         settings = self._settings
         config = submessage(request, "process") or {}
@@ -137,47 +123,44 @@ class ProcessService:
         if request.get("tag") is not None:
             info["tag"] = text(request, "tag")
         pty = submessage(request, "pty")
-        has_stdin = flag(request, "stdin", True)
-        if pty is None:
-            return self._launch(Launch(argv, env, cwd, user, has_stdin, None), info, None)
-        return self._launch_pty(Launch(argv, {"TERM": "xterm-256color", **env}, cwd, user, True, None), info, pty)
+        launch = Launch(argv, env, cwd, user, flag(request, "stdin", True), None)
+        try:
+            process = self._launch(launch, info) if pty is None else self._launch_pty(launch, info, pty)
+        except OSError as exc:
+            raise ConnectError("resource_exhausted", f"no process can be started: {exc.strerror}") from exc
+        self._running[process.pid] = process
+        self._ended.pop(process.pid, None)
+        self._log.add("info", "process started", pid=process.pid, cmd=argv[0], user=user.name)
+        return process
+
+    def _launch(self, launch: Launch, info: Message) -> Process:
+        child = start_with_pipes(launch, self._limits)
+        info["pid"] = child.pid
+        process = Process(
+            child.pid, info, child.stdin, {child.stdout: "stdout", child.stderr: "stderr"}, self._remember
+        )
+        failed = child.failed_code
+        self._reaper.watch(child.pid, lambda status: process.exited(status if failed is None else failed << 8))
+        return process
 
     def _launch_pty(self, launch: Launch, info: Message, pty: Message) -> Process:
         columns, rows = _size(pty)
-        try:
-            master, slave = os.openpty()
-        except OSError as exc:
-            raise ConnectError("resource_exhausted", "no terminal is left") from exc
+        launch.env.setdefault("TERM", "xterm-256color")
+        master, slave = os.openpty()
         try:
             termios.tcsetwinsize(slave, (rows, columns))
             os.fchown(slave, launch.user.uid, -1)
             os.set_blocking(master, False)
             launch.tty = slave
-            return self._launch(launch, info, master)
-        except (OSError, ConnectError):
+            pid = start_with_terminal(launch, self._limits)
+        except OSError:
             os.close(master)
             raise
         finally:
             os.close(slave)
-
-    def _launch(self, launch: Launch, info: Message, master: int | None) -> Process:
-        process: Process | None = None
-
-        def ended(wait_status: int) -> None:
-            assert process is not None
-            process.exited(wait_status)
-            self._log.add("info", "process exited", pid=process.pid, status=end_event(wait_status)["status"])
-
-        try:
-            child = self._nursery.start(launch, ended)
-        except OSError as exc:
-            raise ConnectError("resource_exhausted", f"no process can be started: {exc.strerror}") from exc
-        info["pid"] = child.pid
-        process = Process(child.pid, info, *_descriptors(child, launch.has_stdin, master), self._remember)
-        self._running[child.pid] = process
-        self._ended.pop(child.pid, None)
-        self._log.add("info", "process started", pid=child.pid, cmd=launch.argv[0], user=launch.user.name)
-        self._refill_soon()
+        info["pid"] = pid
+        process = Process(pid, info, master, {master: "pty"}, self._remember)
+        self._reaper.watch(pid, process.exited)
         return process
 
     async def _follow(self, process: Process, stream: ServerStream, silence_s: int) -> None:
@@ -206,6 +189,7 @@ class ProcessService:
             process.unsubscribe(subscriber)
 
     def _remember(self, process: Process) -> None:
+        self._log.add("info", "process exited", pid=process.pid, status=process.status)
         self._running.pop(process.pid, None)
         self._ended[process.pid] = process
         asyncio.get_running_loop().call_later(RETAIN_S, self._forget, process)
@@ -236,17 +220,6 @@ class ProcessService:
             if pid in pool:
                 return pool[pid]
         raise ConnectError("not_found", f"process with pid {pid} not found")
-
-
-def _descriptors(child: Child, has_stdin: bool, master: int | None) -> tuple[int | None, dict[int, str]]:
-    if master is not None:
-        for descriptor in (child.stdin, child.stdout, child.stderr):
-            os.close(descriptor)
-        return master, {master: "pty"}
-    if has_stdin:
-        return child.stdin, {child.stdout: "stdout", child.stderr: "stderr"}
-    os.close(child.stdin)
-    return None, {child.stdout: "stdout", child.stderr: "stderr"}
 
 
 async def _feed(process: Process, message: Message) -> None:
