@@ -8,7 +8,7 @@ from pathlib import Path
 from firebrick.config import Config
 from firebrick.control.plane import ControlPlane, open_control_plane
 from firebrick.control.sandboxes import NewSandbox
-from firebrick.model.ids import BuildId, NodeId, SandboxId
+from firebrick.model.ids import BuildId, NodeId, SandboxId, TemplateId
 from firebrick.model.machine import Limits
 from firebrick.model.sandbox import Sandbox, SandboxState
 from firebrick.model.team import Team
@@ -42,6 +42,7 @@ class Running:
     control: ControlPlane
     team: Team
     key: str | None
+    template_id: TemplateId
 
     async def create(self, **changes: object) -> Sandbox:
         values = {"template": "base", "timeout_s": 300} | changes
@@ -94,6 +95,6 @@ async def run_control(world: World) -> AsyncIterator[Running]:
     async with open_control_plane(
         world.config, catalog=world.catalog, node_clients={NODE_ID: world.node}, clock=world.clock
     ) as control:
-        await control.templates.ensure_shipped(alias="base", build_id=BUILD_ID, limits=LIMITS)
+        template = await control.templates.ensure_shipped(alias="base", build_id=BUILD_ID, limits=LIMITS)
         team, key = await control.ensure_default_team()
-        yield Running(world=world, control=control, team=team, key=key)
+        yield Running(world=world, control=control, team=team, key=key, template_id=template.template_id)

@@ -27,6 +27,10 @@ class ManualClock:
         heapq.heappush(self._sleepers, (self._elapsed_s + seconds, next(self._order), future))
         await future
 
+    @property
+    def sleeper_count(self) -> int:
+        return sum(not future.done() for _, _, future in self._sleepers)
+
     def advance(self, seconds: float) -> None:
         """Turn forward and wake everybody whose time has come."""
         self._elapsed_s += seconds

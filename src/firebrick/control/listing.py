@@ -1,5 +1,6 @@
 """The list of sandboxes with its page tokens: opaque to clients, signed, and good for one team and one order."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -10,6 +11,9 @@ from firebrick.model.sandbox import Sandbox
 from firebrick.store.sandbox_pages import PageKey, SandboxFilter, sandbox_list_page
 
 __all__ = ["Listing", "ListingService", "SandboxFilter"]
+
+KNOWN_COUNT = 2000
+"""Sandboxes kept as objects between lists, some 2 KiB each; their generation tells if they are still right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +28,24 @@ class Listing:
 class ListingService:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+        self._known: OrderedDict[SandboxId, Sandbox] = OrderedDict()
 
     async def list_page(self, wanted: SandboxFilter, token: str | None = None) -> Listing:
         """The page after `token`, or the first. Raises Invalid for a token that is not ours, or another team's."""
         if token:
             wanted = replace(wanted, after=self._read(wanted, token))
         async with self._platform.database.read() as tx:
-            page = await sandbox_list_page(tx, wanted)
+            page = await sandbox_list_page(tx, wanted, self._known)
+        self._remember(page.sandboxes)
         next_token = self._write(wanted, page.sandboxes[-1]) if page.has_more else None
         return Listing(sandboxes=page.sandboxes, next_token=next_token, running_count=page.running_count)
+
+    def _remember(self, sandboxes: tuple[Sandbox, ...]) -> None:
+        for sandbox in sandboxes:
+            self._known[sandbox.sandbox_id] = sandbox
+            self._known.move_to_end(sandbox.sandbox_id)
+        while len(self._known) > KNOWN_COUNT:
+            self._known.popitem(last=False)
 
     def _write(self, wanted: SandboxFilter, last: Sandbox) -> str:
         position = {"t": last.started_at.isoformat(), "i": last.sandbox_id, "n": wanted.newest_first}

@@ -1,46 +1,49 @@
 """One database, SQLite or PostgreSQL, behind two doors: `read` (no transaction kept) and `write` (one transaction).
 
 SQLite has one writer at a time. The write door is therefore a pool of one connection there: writers queue in
-order in this process instead of spinning in the busy handler, and BEGIN IMMEDIATE takes the lock at once, so
-that a transaction that has read never fails when it comes to write.
+order in this process, and BEGIN IMMEDIATE takes the lock at once, so that a transaction that has read never fails
+when it comes to write. Another process's lock (a migration, a backup) is waited for without blocking the loop.
 
 Durability on SQLite: WAL with synchronous=NORMAL. A commit survives the death of any process. Power loss may lose
 the last commits (never the file's integrity); it also ends every sandbox, so nothing that lives is forgotten.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from firebrick.model.errors import Internal, Unavailable
+from firebrick.store.inline_sqlite import InlineConnection
 
-BUSY_TIMEOUT_MS = 10_000
-READERS = 4
-"""Connections for reading on SQLite; each is a thread, and more than a few only take turns at the interpreter."""
-SQLITE_ERROR = 1
+SQLITE_READERS = 8
+"""Connections for reading on SQLite. A statement runs to its end where it stands, so few are ever used at once."""
+SQLITE_ERROR, SQLITE_BUSY = 1, 5
+LOCK_WAIT_S = 10.0
+LOCK_RETRY_S = 0.005
 POSTGRES_CONNECTIONS = 16
 POOL_TIMEOUT_S = 10.0
 
 
 class Database:
-    """Connections of one database. Make it in `main` or with `open_database`; close it."""
+    """Connections of one database. Whoever makes it closes it."""
 
     def __init__(self, url: str) -> None:
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
-            self._reader = _sqlite_engine(url, size=READERS, begin="BEGIN")
-            self._writer = _sqlite_engine(url, size=1, begin="BEGIN IMMEDIATE")
+            self._writer = _sqlite_engine(url, size=1)
+            # No BEGIN is ever sent on these, so each statement is a transaction of its own.
+            self._reader = _sqlite_engine(url, size=SQLITE_READERS)
         else:
             self._writer = create_async_engine(
                 url, pool_size=POSTGRES_CONNECTIONS, max_overflow=0, pool_timeout=POOL_TIMEOUT_S, pool_pre_ping=True
             )
-            self._reader = self._writer
-        self._autocommit = self._reader.execution_options(isolation_level="AUTOCOMMIT")
+            self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -49,7 +52,7 @@ class Database:
         Raises: Unavailable, Internal — see `write`.
         """
         with _translated():
-            async with self._autocommit.connect() as connection:
+            async with self._reader.connect() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -62,11 +65,36 @@ class Database:
         """
         with _translated():
             async with self._writer.begin() as connection:
+                if self.is_sqlite:
+                    await _take_sqlite_lock(connection)
                 yield connection
 
     async def close(self) -> None:
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+async def _take_sqlite_lock(connection: AsyncConnection) -> None:
+    for _ in range(int(LOCK_WAIT_S / LOCK_RETRY_S)):
+        try:
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        except OperationalError as exc:
+            if getattr(exc.orig, "sqlite_errorcode", SQLITE_ERROR) & 0xFF != SQLITE_BUSY:
+                raise
+            await asyncio.sleep(LOCK_RETRY_S)
+    raise Unavailable("The control plane's database is locked by another process. Try again.")
+
+
+def _sqlite_engine(url: str, *, size: int) -> AsyncEngine:
+    path = make_url(url).database or ""
+
+    async def connect() -> Any:
+        return InlineConnection(path)
+
+    return create_async_engine(
+        url, async_creator=connect, pool_size=size, max_overflow=0, pool_timeout=POOL_TIMEOUT_S
+    )  # fmt: skip
 
 
 class _translated:
@@ -87,28 +115,3 @@ def _may_pass(exc: DBAPIError) -> bool:
     if getattr(exc.orig, "sqlite_errorcode", None) == SQLITE_ERROR:
         return False
     return exc.connection_invalidated or type(exc).__name__ in ("OperationalError", "InterfaceError", "DBAPIError")
-
-
-def _sqlite_engine(url: str, *, size: int, begin: str) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=size, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
-
-    def on_connect(connection: Any, _record: Any) -> None:
-        # NOTE: the driver must not open transactions by itself; `on_begin` does, with the right kind of lock.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            "synchronous=NORMAL",
-            "foreign_keys=ON",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    def on_begin(connection: Any) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql(begin)
-
-    event.listen(engine.sync_engine, "connect", on_connect)
-    event.listen(engine.sync_engine, "begin", on_begin)
-    return engine

@@ -1,6 +1,6 @@
 """Rows of reservations: what is promised to a sandbox on a node, from before its start until after its end."""
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.lifecycle.sandbox_machine import holds_quota
@@ -12,7 +12,17 @@ from firebrick.placement.fit import Room, lacks
 from firebrick.store.schema import nodes, reservations, sandboxes
 from firebrick.store.teams import team_fetch_locked
 
-COUNTED_STATES = [state.value for state in SandboxState if holds_quota(state)]
+_COUNT = (
+    select(func.count())
+    .select_from(sandboxes)
+    .where(
+        sandboxes.c.team_id == bindparam("wanted_id"),
+        sandboxes.c.state.in_([state.value for state in SandboxState if holds_quota(state)]),
+    )
+)
+_SUMS = select(
+    *(func.coalesce(func.sum(reservations.c[name]), 0) for name in ("millicpu", "memory_mib", "disk_mib"))
+).where(reservations.c.node_id == bindparam("wanted_id"))
 
 
 async def quota_check(tx: AsyncConnection, team_id: TeamId) -> None:
@@ -24,12 +34,7 @@ async def quota_check(tx: AsyncConnection, team_id: TeamId) -> None:
     team = await team_fetch_locked(tx, team_id)
     if team is None:
         raise Unauthenticated("The team of this API key no longer exists.")
-    query = (
-        select(func.count())
-        .select_from(sandboxes)
-        .where(sandboxes.c.team_id == team_id, sandboxes.c.state.in_(COUNTED_STATES))
-    )
-    count = (await tx.execute(query)).scalar_one()
+    count = (await tx.execute(_COUNT, {"wanted_id": team_id})).scalar_one()
     if count >= team.max_sandboxes:
         raise LimitExceeded(
             f"you have reached the maximum number of concurrent sandboxes ({team.max_sandboxes}). "
@@ -47,9 +52,7 @@ async def reservation_insert(tx: AsyncConnection, *, sandbox_id: SandboxId, node
     row = (await tx.execute(select(nodes).where(nodes.c.node_id == node_id).with_for_update())).one_or_none()
     if row is None:
         raise Conflict("The chosen node no longer exists. Try again.")
-    names = ("millicpu", "memory_mib", "disk_mib")
-    sums = select(*(func.coalesce(func.sum(reservations.c[name]), 0) for name in names))
-    used = (await tx.execute(sums.where(reservations.c.node_id == node_id))).one()
+    used = (await tx.execute(_SUMS, {"wanted_id": node_id})).one()
     room = Room(
         millicpu=row.millicpu,
         memory_mib=row.memory_mib,

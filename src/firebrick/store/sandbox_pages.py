@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, func, literal, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, FromClause, String, func, literal, or_, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.model.ids import SandboxId, TeamId
 from firebrick.model.sandbox import Sandbox, SandboxState
 from firebrick.store.sandboxes import sandbox_from_row
 from firebrick.store.schema import UtcTime, sandboxes
+
+_COUNTED = sandboxes.alias("counted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +52,44 @@ class SandboxPage:
     running_count: int
 
 
-async def sandbox_list_page(tx: AsyncConnection, wanted: SandboxFilter) -> SandboxPage:
+async def sandbox_list_page(
+    tx: AsyncConnection, wanted: SandboxFilter, known: Mapping[SandboxId, Sandbox] | None = None
+) -> SandboxPage:
+    """One page. A sandbox in `known` whose generation is still the stored one is not read again: turning rows into
+    objects is most of the cost of a page, and between two lists few rows change."""
     if wanted.metadata:
         return await _page_by_metadata(tx, wanted)
     conditions = _conditions(wanted)
-    count = select(func.count()).where(*conditions, sandboxes.c.state == SandboxState.RUNNING.value)
-    query = select(sandboxes).where(*conditions, *_states(wanted), *_after(wanted))
+    count = select(func.count()).select_from(_COUNTED)
+    count = count.where(*_conditions(wanted, _COUNTED), _COUNTED.c.state == SandboxState.RUNNING.value)
+    query = select(sandboxes.c.sandbox_id, sandboxes.c.generation, count.scalar_subquery())
+    query = query.where(*conditions, *_states(wanted), *_after(wanted))
     rows = (await tx.execute(query.order_by(*_order(wanted)).limit(wanted.limit + 1))).all()
-    running = (await tx.execute(count.select_from(sandboxes))).scalar_one()
+    running = rows[0][2] if rows else (await tx.execute(count)).scalar_one()
+    keys = [(SandboxId(row[0]), row[1]) for row in rows[: wanted.limit]]
     return SandboxPage(
-        sandboxes=tuple(sandbox_from_row(row) for row in rows[: wanted.limit]),
+        sandboxes=await _read_all(tx, keys, known or {}),
         has_more=len(rows) > wanted.limit,
         running_count=int(running),
     )
+
+
+async def _read_all(
+    tx: AsyncConnection, keys: list[tuple[SandboxId, int]], known: Mapping[SandboxId, Sandbox]
+) -> tuple[Sandbox, ...]:
+    """Those sandboxes in that order; one that ended between the two statements is given as it ended."""
+    found: dict[SandboxId, Sandbox] = {}
+    for sandbox_id, generation in keys:
+        sandbox = known.get(sandbox_id)
+        if sandbox is not None and sandbox.generation == generation:
+            found[sandbox_id] = sandbox
+    missing = [sandbox_id for sandbox_id, _ in keys if sandbox_id not in found]
+    if missing:
+        query = select(sandboxes).where(sandboxes.c.sandbox_id.in_(missing))
+        for row in await tx.execute(query):
+            sandbox = sandbox_from_row(row)
+            found[sandbox.sandbox_id] = sandbox
+    return tuple(found[sandbox_id] for sandbox_id, _ in keys if sandbox_id in found)
 
 
 async def _page_by_metadata(tx: AsyncConnection, wanted: SandboxFilter) -> SandboxPage:
@@ -77,13 +104,12 @@ async def _page_by_metadata(tx: AsyncConnection, wanted: SandboxFilter) -> Sandb
     )
 
 
-def _conditions(wanted: SandboxFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [sandboxes.c.team_id == wanted.team_id, sandboxes.c.is_listed == true()]
+def _conditions(wanted: SandboxFilter, table: FromClause = sandboxes) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [table.c.team_id == wanted.team_id, table.c.is_listed == true()]
     if wanted.template is not None:
-        named = (sandboxes.c.template_id == wanted.template, sandboxes.c.template_alias == wanted.template)
-        conditions.append(or_(*named))
+        conditions.append(or_(table.c.template_id == wanted.template, table.c.template_alias == wanted.template))
     if wanted.started_after is not None:
-        conditions.append(sandboxes.c.started_at >= wanted.started_after)
+        conditions.append(table.c.started_at >= wanted.started_after)
     return conditions
 
 

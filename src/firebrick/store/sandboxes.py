@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.lifecycle.sandbox_machine import is_visible
@@ -17,6 +17,8 @@ from firebrick.store.schema import sandboxes
 
 _STATES = {state.value: state for state in SandboxState}
 _RUNTIMES = {runtime.value: runtime for runtime in RuntimeName}
+_FETCH = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
+_INSERT = insert(sandboxes)
 
 
 def sandbox_from_row(row: Row[Any]) -> Sandbox:
@@ -75,29 +77,28 @@ def _changeable(sandbox: Sandbox) -> dict[str, Any]:
 
 async def sandbox_insert(tx: AsyncConnection, sandbox: Sandbox) -> None:
     limits = sandbox.limits
-    await tx.execute(
-        insert(sandboxes).values(
-            sandbox_id=sandbox.sandbox_id,
-            team_id=sandbox.team_id,
-            template_id=sandbox.template_id,
-            build_id=sandbox.build_id,
-            millicpu=limits.millicpu,
-            memory_mib=limits.memory_mib,
-            disk_mib=limits.disk_mib,
-            process_count=limits.process_count,
-            created_at=sandbox.created_at,
-            template_alias=sandbox.template_alias,
-            metadata=sandbox.metadata,
-            env=sandbox.env,
-            secure=sandbox.secure,
-            allow_internet_access=sandbox.allow_internet_access,
-            **_changeable(sandbox),
-        )
+    values: dict[str, Any] = dict(
+        sandbox_id=sandbox.sandbox_id,
+        team_id=sandbox.team_id,
+        template_id=sandbox.template_id,
+        build_id=sandbox.build_id,
+        millicpu=limits.millicpu,
+        memory_mib=limits.memory_mib,
+        disk_mib=limits.disk_mib,
+        process_count=limits.process_count,
+        created_at=sandbox.created_at,
+        template_alias=sandbox.template_alias,
+        metadata=sandbox.metadata,
+        env=sandbox.env,
+        secure=sandbox.secure,
+        allow_internet_access=sandbox.allow_internet_access,
+        **_changeable(sandbox),
     )
+    await tx.execute(_INSERT, values)
 
 
 async def sandbox_fetch(tx: AsyncConnection, sandbox_id: SandboxId) -> Sandbox | None:
-    row = (await tx.execute(select(sandboxes).where(sandboxes.c.sandbox_id == sandbox_id))).one_or_none()
+    row = (await tx.execute(_FETCH, {"wanted_id": sandbox_id})).one_or_none()
     return None if row is None else sandbox_from_row(row)
 
 
