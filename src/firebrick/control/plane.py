@@ -67,9 +67,12 @@ class ControlPlane:
     def config(self) -> Config:
         return self.platform.config
 
-    async def ensure_default_team(self) -> tuple[Team, str | None]:
-        """The first team, and its API key if it was made just now (it cannot be read again)."""
-        return await ensure_default_team(self.platform.database, clock=self.platform.clock, config=self.config)
+    async def ensure_default_team(self, wanted_key: str | None = None) -> tuple[Team, str | None]:
+        """The first team, and its API key if it was stored just now. See `teams.ensure_default_team`."""
+        platform = self.platform
+        return await ensure_default_team(
+            platform.database, clock=platform.clock, config=platform.config, wanted_key=wanted_key
+        )
 
     async def count_sandboxes(self) -> Mapping[SandboxState, int]:
         """How many sandboxes of all teams are in each state but `ended`."""

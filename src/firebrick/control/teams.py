@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from firebrick.clock import Clock
 from firebrick.config import Config
-from firebrick.model.errors import Unauthenticated
+from firebrick.model.errors import Invalid, Unauthenticated
 from firebrick.model.ids import KeyId, TeamId
 from firebrick.model.team import ApiKey, Team
 from firebrick.store.database import Database
@@ -66,31 +66,44 @@ def _wrong_key() -> Unauthenticated:
     return Unauthenticated("Invalid API key. `firebrick env` prints the one to use.")
 
 
-async def ensure_default_team(database: Database, *, clock: Clock, config: Config) -> tuple[Team, str | None]:
-    """Make the first team and its key, once.
+async def ensure_default_team(
+    database: Database, *, clock: Clock, config: Config, wanted_key: str | None = None
+) -> tuple[Team, str | None]:
+    """Make sure of the first team, and of a key of it.
 
-    Returns: the team, and its key in plain text if it was made just now; it can never be read again.
+    Args:
+        wanted_key: a key that was written down before (so that a crash between cannot lose it); it is made valid if
+            it is not yet. None makes one together with the team.
+
+    Returns: the team, and the key in plain text if it was stored just now; it can never be read again.
+    Idempotent: yes.
     """
+    if wanted_key is not None and not KEY_PATTERN.match(wanted_key):
+        raise Invalid("An API key must be 1 to 256 visible ASCII characters.")
     async with database.write() as tx:
-        team = await team_fetch_by_name(tx, DEFAULT_TEAM)
-        if team is not None:
+        found = await team_fetch_by_name(tx, DEFAULT_TEAM)
+        team = found or _default_team(clock, config)
+        if found is None:
+            await team_insert(tx, team)
+        plain = wanted_key or (new_api_key() if found is None else None)
+        if plain is None or await key_fetch_by_digest(tx, digest_of(plain)) is not None:
             return team, None
-        now = clock.now()
-        team = Team(
-            team_id=TeamId(f"team_{secrets.token_hex(8)}"),
-            name=DEFAULT_TEAM,
-            created_at=now,
-            max_sandboxes=config.max_sandboxes_per_team,
-            max_timeout_s=config.max_timeout_s,
-        )
-        plain = new_api_key()
         key = ApiKey(
             key_id=KeyId(f"key_{secrets.token_hex(8)}"),
             team_id=team.team_id,
             name="first key",
             mask=f"{plain[:6]}…{plain[-4:]}",
-            created_at=now,
+            created_at=clock.now(),
         )
-        await team_insert(tx, team)
         await key_insert(tx, key, digest=digest_of(plain))
     return team, plain
+
+
+def _default_team(clock: Clock, config: Config) -> Team:
+    return Team(
+        team_id=TeamId(f"team_{secrets.token_hex(8)}"),
+        name=DEFAULT_TEAM,
+        created_at=clock.now(),
+        max_sandboxes=config.max_sandboxes_per_team,
+        max_timeout_s=config.max_timeout_s,
+    )

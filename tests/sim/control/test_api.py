@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from firebrick.api.app import create_app
 from firebrick.api.route import MAX_BODY_BYTES, AuthenticatedRoute, PublicRoute
 from firebrick.control.teams import digest_of, new_api_key
-from firebrick.model.errors import Internal
+from firebrick.model.errors import Internal, Invalid
 from firebrick.model.ids import KeyId, TeamId, new_sandbox_id
 from firebrick.model.machine import ExitCause
 from firebrick.model.team import ApiKey
@@ -461,3 +461,14 @@ async def test_keys_survive_a_restart(running: Running) -> None:
     async with run_control(running.world) as again:
         assert again.key is None
         assert (await again.control.teams.authenticate(running.key)) == running.team
+
+
+async def test_a_key_that_was_written_down_before_is_made_valid(running: Running) -> None:
+    """A key from a file becomes valid once, also beside earlier ones; a malformed one is refused."""
+    control, plain = running.control, new_api_key()
+    assert await control.ensure_default_team(plain) == (running.team, plain)
+    assert await control.ensure_default_team(plain) == (running.team, None)
+    assert await control.teams.authenticate(plain) == running.team
+    assert await control.teams.authenticate(running.key) == running.team
+    with pytest.raises(Invalid):
+        await control.ensure_default_team("two words")
