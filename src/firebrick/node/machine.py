@@ -10,7 +10,8 @@ given to someone else while a guest may still use it; `Machine.record` remembers
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from firebrick.runtimes.base import CONSOLE_NAME, MachineSpec, Runtime
 HOSTNAME = "sandbox"
 """The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
 
+READY_TIMEOUT_S = 45.0
 _RUNTIME_DIRECTORY = "runtime"
 _FILES_DIRECTORY = "files"
 
@@ -42,6 +44,7 @@ class Machine:
         self._settings = settings
         self._records = records
         self._link: GuestLink | None = None
+        self.step_ms: dict[str, float] = {}
 
     @property
     def machine_id(self) -> MachineId:
@@ -81,19 +84,27 @@ class Machine:
         self.record = changed
 
     async def start(self) -> None:
-        """Return when its first process runs; `link.wait_ready` tells when its guest agent answers.
+        """Return when its first process runs; `wait_ready` tells when its guest agent answers.
 
         Raises: whatever the failing driver raised. Then, and when cancelled, `destroy` and `release` undo it.
         """
         image = self._drivers.images.image(self.record.build_id)
         self.save(state=MachineState.STARTING)
-        slot = await self._drivers.slots.acquire()
+        with self._step("slot_ms"):
+            slot = await self._drivers.slots.acquire()
         # NOTE: no await before the index is kept, or a cancellation here would lose the slot.
         self.record = replace(self.record, slot_index=slot.index)
         self.save()
         disk_mib = self.record.limits.disk_mib
-        rootfs = await self._drivers.rootfs.prepare(self.machine_id, image, disk_mib=disk_mib)
-        await self.runtime.start(self._spec(rootfs, slot))
+        with self._step("rootfs_ms"):
+            rootfs = await self._drivers.rootfs.prepare(self.machine_id, image, disk_mib=disk_mib)
+        with self._step("runtime_ms"):
+            await self.runtime.start(self._spec(rootfs, slot))
+
+    async def wait_ready(self) -> None:
+        """Return when the guest agent answers. Raises GuestSilent."""
+        with self._step("agent_ms"):
+            await self.link.wait_ready(timeout_s=READY_TIMEOUT_S)
 
     async def destroy(self) -> None:
         """When this returns, nothing of the guest runs. Idempotent."""
@@ -110,6 +121,16 @@ class Machine:
             # NOTE: a repetition must not release it again: by then it may be another machine's.
             self.record = replace(self.record, slot_index=None)
         await asyncio.to_thread(self._records.remove, self.machine_id)
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Keep how long a step of the start took, for the one line that tells of all."""
+        clock = self._drivers.clock
+        began_s = clock.monotonic_s()
+        try:
+            yield
+        finally:
+            self.step_ms[name] = round((clock.monotonic_s() - began_s) * 1000, 1)
 
     def _spec(self, rootfs: Rootfs, slot: Slot) -> MachineSpec:
         self.console.parent.mkdir(mode=0o711)

@@ -31,7 +31,6 @@ LOG_TIMEOUT_S = 2.0
 LAST_LOG_TIMEOUT_S = 0.05
 """At a kill: the caller waits for it, and the guest may be stalling."""
 
-READY_TIMEOUT_S = 45.0
 WARM_CHECK_S = 5.0
 RETRY_FIRST_S = 0.2
 RETRY_LONGEST_S = 30.0
@@ -203,12 +202,11 @@ class SandboxActor:
 
     async def _life(self) -> MachineExit:
         async with self._gate:
-            began_s = self._clock.monotonic_s()
             await self.machine.start()
             early = await self._exit_before_ready()
         if early is not None:
             return early
-        log.info("machine.ready", boot_ms=round((self._clock.monotonic_s() - began_s) * 1000, 1))
+        log.info("machine.ready", **self.machine.step_ms)
         if self.request is None:
             self.machine.save(state=MachineState.WARM)
             self._set_state(ActorState.WARM)
@@ -219,7 +217,7 @@ class SandboxActor:
     async def _exit_before_ready(self) -> MachineExit | None:
         """Wait for the guest agent; a machine that ends meanwhile need not be waited for."""
         machine = self.machine
-        ready = asyncio.ensure_future(machine.link.wait_ready(timeout_s=READY_TIMEOUT_S))
+        ready = asyncio.ensure_future(machine.wait_ready())
         ended = asyncio.ensure_future(machine.runtime.wait_exit(machine.machine_id))
         return await first_of(ended, ready)
 
