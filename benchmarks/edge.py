@@ -37,7 +37,7 @@ http {{
   upstream origin {{ server {host}:{origin}; keepalive 128; }}
   upstream sink {{ server {host}:{sink}; keepalive 16; }}
   server {{ listen {host}:{origin}; root {dir}/files; location = /ok {{ return 200 "ok"; }} }}
-  server {{ listen 127.0.0.1:{proxy};
+  server {{ listen 127.0.0.1:{proxy}; proxy_buffer_size 256k; proxy_buffers 8 256k; proxy_busy_buffers_size 512k;
     proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_request_buffering off;
     location / {{ proxy_pass http://origin; }}
     location /sink {{ proxy_pass http://sink; }} }}
