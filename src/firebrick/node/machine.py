@@ -23,10 +23,14 @@ from firebrick.network.base import Slot
 from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.rootfs.base import Rootfs
-from firebrick.runtimes.base import CONSOLE_NAME, MachineSpec, Runtime
+from firebrick.runtimes.base import CONSOLE_NAME, Capability, MachineSpec, Runtime
 
 HOSTNAME = "sandbox"
 """The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
+
+ID_COUNT = 65_536
+FIRST_ID_SHIFT = 0x7000_0000
+"""Above every range that accounts, subuid tables and systemd's containers use."""
 
 READY_TIMEOUT_S = 45.0
 _RUNTIME_DIRECTORY = "runtime"
@@ -97,7 +101,9 @@ class Machine:
         self.save()
         disk_mib = self.record.limits.disk_mib
         with self._step("rootfs_ms"):
-            rootfs = await self._drivers.rootfs.prepare(self.machine_id, image, disk_mib=disk_mib)
+            rootfs = await self._drivers.rootfs.prepare(
+                self.machine_id, image, disk_mib=disk_mib, id_shift=self._id_shift(slot)
+            )
         with self._step("runtime_ms"):
             await self.runtime.start(self._spec(rootfs, slot))
 
@@ -132,6 +138,9 @@ class Machine:
         finally:
             self.step_ms[name] = round((clock.monotonic_s() - began_s) * 1000, 1)
 
+    def _id_shift(self, slot: Slot) -> int:
+        return id_shift_of(slot) if Capability.USER_NAMESPACE in self.runtime.capabilities else 0
+
     def _spec(self, rootfs: Rootfs, slot: Slot) -> MachineSpec:
         self.console.parent.mkdir(mode=0o711)
         os.mkfifo(self.console, 0o600)
@@ -140,6 +149,7 @@ class Machine:
             machine_id=self.machine_id,
             directory=self.console.parent,
             rootfs=rootfs.path,
+            id_shift=rootfs.id_shift,
             agent_dir=agent.directory,
             netns=slot.netns,
             argv=agent.argv,
@@ -158,6 +168,14 @@ class Machine:
             files[inside].write_text(text)
             files[inside].chmod(0o644)
         return files
+
+
+def id_shift_of(slot: Slot) -> int:
+    """The host ids of a machine in a user namespace: no other living machine of this host has them.
+
+    Slots have two addresses each and no two instances on a host share any, so half the address tells them apart.
+    """
+    return FIRST_ID_SHIFT + (int(slot.address) & 0xFFFF) // 2 * ID_COUNT
 
 
 def guest_files(hostname: str, dns_servers: tuple[str, ...]) -> dict[str, str]:

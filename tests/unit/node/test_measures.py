@@ -1,7 +1,11 @@
-"""Usage, capacity and the files every guest sees."""
+"""Usage, capacity, ids and the files every guest sees."""
 
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from firebrick.network.base import Slot
 from firebrick.node.capacity import DISK_OVERCOMMIT, MachineFacts, capacity_of
-from firebrick.node.machine import guest_files
+from firebrick.node.machine import ID_COUNT, guest_files, id_shift_of
 from firebrick.node.usage import CpuMeter
 
 FACTS = MachineFacts(cpu_count=2, memory_mib=8000, disk_mib=100_000, disk_free_mib=50_000)
@@ -53,3 +57,12 @@ def test_a_guest_can_resolve_its_own_name() -> None:
     files = guest_files("sandbox", ("192.0.2.1", "192.0.2.2"))
     assert any(line.split()[1:] == ["sandbox"] for line in files["/etc/hosts"].splitlines())
     assert files["/etc/resolv.conf"] == "nameserver 192.0.2.1\nnameserver 192.0.2.2\n"
+
+
+def test_no_two_slots_share_ids() -> None:
+    """Every slot of a whole /16 has a range of its own, and all of them are ids."""
+    addresses = [IPv4Address(int(IPv4Network("10.111.0.0/16").network_address) + 2 * i + 1) for i in range(32_768)]
+    shifts = {id_shift_of(Slot(index=0, address=address, netns=Path("/"))) for address in addresses}
+    assert len(shifts) == len(addresses)
+    assert all(shift % ID_COUNT == 0 for shift in shifts)
+    assert max(shifts) + ID_COUNT < 2**32 - 1
