@@ -1,7 +1,7 @@
 """A node in memory that keeps the promises of `NodeClient`, and a catalog likewise; with knobs for faults."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from firebrick.catalog.base import Route, Tombstone
@@ -143,3 +143,9 @@ class FakeCatalog:
         self.routes.pop(sandbox_id, None)
         self.tombstones[sandbox_id] = Tombstone(sandbox_id=sandbox_id, reason=reason)
         self.after.get("withdraw", lambda: None)()
+
+    async def replace_all(self, routes: Sequence[Route], tombstones: Sequence[Tombstone]) -> None:
+        self.before.get("publish", lambda: None)()
+        self.routes = {route.sandbox_id: route for route in routes}
+        self.tombstones = {tombstone.sandbox_id: tombstone for tombstone in tombstones}
+        self.after.get("publish", lambda: None)()

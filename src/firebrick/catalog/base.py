@@ -5,7 +5,7 @@ has seen the change, or after ACK_TIMEOUT_S: so the first request after a create
 first after a kill finds none. The catalog can always be rebuilt from the store; losing it loses nothing.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,11 @@ class CatalogWriter(Protocol):
 
     async def withdraw(self, sandbox_id: SandboxId, reason: str) -> None:
         """Idempotent. `reason` is an EndReason or `paused`."""
+        ...
+
+    async def replace_all(self, routes: Sequence[Route], tombstones: Sequence[Tombstone]) -> None:
+        """Make these all there is. Called once, when the control plane starts; until then readers are told
+        nothing, so that a restart never looks like the end of every sandbox. Tombstones oldest first."""
         ...
 
 

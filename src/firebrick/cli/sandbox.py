@@ -1,6 +1,7 @@
 """`firebrick sandbox …`: create, list, exec, kill, logs, in docker's habits."""
 
 import json
+import os
 import shlex
 import sys
 import threading
@@ -180,7 +181,7 @@ def exec_command(
 
 
 def _pump_stdin(box: Any, pid: int) -> None:
-    while chunk := sys.stdin.buffer.read1(65536):
+    while chunk := os.read(sys.stdin.fileno(), 65536):
         box.commands.send_stdin(pid, chunk)
     box.commands.close_stdin(pid)
 

@@ -41,8 +41,8 @@ class RuntimeFailed(Internal):
 class Capability(StrEnum):
     """What some drivers can do and others cannot."""
 
-    FREEZE = "freeze"
-    MEMORY_SNAPSHOT = "memory_snapshot"
+    USER_NAMESPACE = "user_namespace"
+    """Inside's root is an unprivileged user of the host: the rootfs must be prepared with an id shift."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,7 @@ class MachineSpec:
         machine_id: fixed length, see `model.ids`.
         directory: exists, empty but for the console FIFO, on the host; the driver's to fill, the caller's to remove.
         rootfs: mounted and writable tree to use as `/`.
+        id_shift: host id of inside's root and owner of its files; > 0 for runtimes with USER_NAMESPACE, else 0.
         agent_dir: host directory, mounted read-only at AGENT_MOUNT.
         netns: path of a network namespace that already holds the inside address and routes.
         argv: program and arguments, run as root inside with `/` as its directory: the guest agent.
@@ -70,6 +71,7 @@ class MachineSpec:
     env: Mapping[str, str]
     hostname: str
     limits: Limits
+    id_shift: int = 0
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
