@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from firebrick.doctor.result import ProbeResult, ProbeStatus
-from firebrick.linux.cgroup import CgroupTree
+from firebrick.linux.cgroup_tree import CgroupTree
 from firebrick.linux.process import CommandFailed, run
 from firebrick.model.ids import new_machine_id
 from firebrick.model.machine import Limits, RuntimeName

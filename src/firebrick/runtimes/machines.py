@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from firebrick.linux.cgroup import CgroupTree
+from firebrick.linux.cgroup_tree import CgroupTree
 from firebrick.linux.process import ProcessRef, process_ref, wait_gone
 from firebrick.model.errors import Internal
 from firebrick.model.ids import MachineId, is_machine_id

@@ -90,8 +90,8 @@ async def start(config: Config, clock: Clock) -> None:
     """
     for directory in (config.data_dir, config.run_dir, config.log_dir):
         directory.mkdir(parents=True, exist_ok=True)
-    # Sockets and the key live below it; guests' disks too.
-    config.data_dir.chmod(0o700)
+    # Mapped root of a container must pass through to its disk; what is secret below has modes of its own.
+    config.data_dir.chmod(0o711)
     keeper = running(config, SUPERVISOR) or spawn_detached(
         role_argv(SUPERVISOR), log=log_file(config, SUPERVISOR), env=role_env(config)
     )

@@ -14,7 +14,7 @@ import resource
 import shlex
 from pathlib import Path
 
-from firebrick.linux.cgroup import CPU_PERIOD_US, CgroupMounts, CgroupTree
+from firebrick.linux.cgroup_tree import CPU_PERIOD_US, CgroupMounts, CgroupTree
 from firebrick.linux.process import CommandFailed, run_leaving_children
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError

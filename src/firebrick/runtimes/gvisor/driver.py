@@ -15,7 +15,7 @@ import re
 import shlex
 from pathlib import Path
 
-from firebrick.linux.cgroup import CgroupTree
+from firebrick.linux.cgroup_tree import CgroupTree
 from firebrick.linux.process import CommandFailed, run, run_leaving_children
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError
