@@ -127,6 +127,7 @@ async def node_under_test(data_dir: Path, **settings: Any) -> AsyncIterator[Node
     finally:
         await client.close()
         await node.stop()
+        print(node.said())
         await node.end_all()
 
 
