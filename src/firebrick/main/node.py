@@ -6,8 +6,6 @@ import resource
 import signal
 import sys
 
-import uvloop
-
 from firebrick import log
 from firebrick.config import Config, load_config
 from firebrick.main.node_drivers import build_drivers, build_settings
@@ -59,7 +57,9 @@ def main() -> int:
     config.node_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     try:
         with sole_agent(config.node_dir):
-            uvloop.run(end_all(config) if "--end-all" in sys.argv[1:] else serve(config))
+            # NOTE: not uvloop. It starts commands by fork, and gRPC's fork handlers (1.85) crash 1 child in 15
+            # before its exec; asyncio starts them by vfork, which runs no handler and copies no page table.
+            asyncio.run(end_all(config) if "--end-all" in sys.argv[1:] else serve(config))
     except FirebrickError as exc:
         log.get_log("main").error("node.refused", message=exc.message, detail=exc.detail)
         print(exc.message, file=sys.stderr)
