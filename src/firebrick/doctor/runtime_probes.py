@@ -1,74 +1,59 @@
 """Prove each runtime by running a program in it, with a deadline: that its tool is installed proves nothing.
 
-The program is the host's own `true`, with its libraries, in a throw-away root: no template is needed. The
-configuration is the real driver's, so what is proven is what sandboxes get: user namespace, seccomp, cgroups.
+The program is the host's own `tail`, with its libraries, in a throw-away image: no template is needed. Its disk is
+cloned and it is started, heard and destroyed by the very drivers that sandboxes use, so what is proven is what
+sandboxes get: cgroups, user namespace with shifted owners, seccomp, a network namespace made before, the console.
 """
 
 import asyncio
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from firebrick.doctor.result import ProbeResult, ProbeStatus
-from firebrick.linux.cgroup_tree import CgroupTree
+from firebrick.linux import netns
 from firebrick.linux.process import CommandFailed, run
+from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import new_machine_id
 from firebrick.model.machine import Limits, RuntimeName
-from firebrick.runtimes.base import AGENT_MOUNT, MachineSpec
-from firebrick.runtimes.container.driver import container_config, tool_command
-from firebrick.runtimes.gvisor.driver import gvisor_config, launch_argv, runsc_flags
-from firebrick.runtimes.oci import Json, write_bundle
+from firebrick.rootfs.overlay import OverlayRootfs
+from firebrick.runtimes.base import AGENT_MOUNT, CONSOLE_NAME, Capability, MachineSpec, Runtime
+from firebrick.runtimes.console import console_tail, open_console
+from firebrick.runtimes.container.driver import ContainerRuntime
+from firebrick.runtimes.gvisor.driver import GvisorRuntime
 
 DEADLINE_S = 20.0
 ID_SHIFT = 0x30000000
 KVM = Path("/dev/kvm")
+PROOF = "a program has run"
+
 _DIRECTORIES = ("proc", "dev", "sys", "tmp", AGENT_MOUNT.strip("/"))
 _LIMITS = Limits(millicpu=1000, memory_mib=128, disk_mib=16, process_count=64)
+_POLL_S = 0.005
+
+_MakeDriver = Callable[[Path, str], Runtime]
 
 
 async def probe_gvisor(runsc: Path) -> ProbeResult:
-    """Run `true` under gVisor."""
-    name = RuntimeName.GVISOR
-    try:
-        version = await _version(runsc)
-        async with _bench(id_shift=0) as spec:
-            bundle = await asyncio.to_thread(write_bundle, spec.directory, _own_network(gvisor_config(spec)))
-            offered = await run([runsc, "flags"], check=False)
-            flags = runsc_flags(offered.stdout + offered.stderr, spec.directory / "state")
-            meminfo = spec.directory / "meminfo"
-            meminfo.write_text(f"MemTotal: {spec.limits.memory_mib * 1024} kB\n")
-            launch = [str(runsc), *flags, "run", f"--bundle={bundle}", spec.machine_id]
-            await run(launch_argv(launch, meminfo, ()), timeout_s=DEADLINE_S)
-    except (CommandFailed, OSError) as exc:
-        return _failed(name, f"{runsc.name} does not run a program here", exc)
-    platform = next(flag.partition("=")[2] for flag in flags if flag.startswith("--platform="))
-    return ProbeResult(name=name, status=ProbeStatus.OK, summary=f"{version}, {platform}: ran a program")
+    """Run a program under gVisor."""
+
+    def driver(state_dir: Path, instance: str) -> Runtime:
+        return GvisorRuntime(runsc=runsc, state_dir=state_dir, instance=instance)
+
+    return await _probe(RuntimeName.GVISOR, runsc, driver)
 
 
 async def probe_container(binary: Path) -> ProbeResult:
-    """Run `true` in a container."""
-    name = RuntimeName.CONTAINER
-    cgroups = CgroupTree(f"firebrick-probe-{os.getpid()}", is_made_by_runtime=True)
-    try:
-        version = await _version(binary)
-        async with _bench(id_shift=ID_SHIFT) as spec:
-            can_limit_swap = cgroups.mounts.can_limit_swap
-            config = container_config(
-                spec, cgroup=f"/{cgroups.parent}/{spec.machine_id}", can_limit_swap=can_limit_swap
-            )
-            bundle = await asyncio.to_thread(write_bundle, spec.directory, _own_network(config))
-            launch = [str(binary), "--root", str(spec.directory / "state"), "run", "--bundle", str(bundle)]
-            try:
-                await run(tool_command(binary, cgroups.mounts, [*launch, spec.machine_id]), timeout_s=DEADLINE_S)
-            finally:
-                await asyncio.to_thread(cgroups.remove, spec.machine_id)
-                await asyncio.to_thread(cgroups.remove_parent)
-    except (CommandFailed, OSError) as exc:
-        return _failed(name, f"{binary.name} does not run a program here", exc)
-    return ProbeResult(name=name, status=ProbeStatus.OK, summary=f"{version}: ran a program")
+    """Run a program in a container."""
+
+    def driver(state_dir: Path, instance: str) -> Runtime:
+        return ContainerRuntime(binary=binary, state_dir=state_dir, instance=instance)
+
+    return await _probe(RuntimeName.CONTAINER, binary, driver)
 
 
 async def probe_kvm() -> ProbeResult:
@@ -83,65 +68,126 @@ async def probe_kvm() -> ProbeResult:
     )
 
 
-@asynccontextmanager
-async def _bench(*, id_shift: int) -> AsyncIterator[MachineSpec]:
-    """A machine that is only `true`."""
+async def _probe(name: RuntimeName, program: Path, driver: _MakeDriver) -> ProbeResult:
+    if os.geteuid() != 0:
+        why = "Only root can try it."
+        return ProbeResult(name=name, status=ProbeStatus.FAIL, summary="not probed", why=why)
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            version = await _version(program)
+            await _run_once(driver)
+    except TimeoutError:
+        return _failed(name, program, f"Nothing was heard of it within {DEADLINE_S:.0f} s.")
+    except FirebrickError as exc:
+        return _failed(name, program, f"{exc.message} {_last_line(exc.detail)}".strip())
+    except (CommandFailed, OSError) as exc:
+        said = exc.stderr if isinstance(exc, CommandFailed) else str(exc)
+        return _failed(name, program, _last_line(said) or f"{program} said nothing.")
+    return ProbeResult(name=name, status=ProbeStatus.OK, summary=f"{version}: {PROOF}")
+
+
+async def _run_once(make: _MakeDriver) -> None:
+    """Raises: FirebrickError, CommandFailed, OSError; whatever it made is gone then too."""
     base = Path(tempfile.mkdtemp(prefix="firebrick-probe-", dir="/var/tmp"))
+    instance = f"probe{secrets.token_hex(3)}"
     try:
         base.chmod(0o711)
-        true = Path(shutil.which("true") or "/bin/true").resolve()
-        libraries = await run(["ldd", true], check=False)
-        await asyncio.to_thread(_fill, base / "rootfs", true, libraries.stdout, id_shift)
-        (base / "agent").mkdir(mode=0o755)
-        (base / "machine").mkdir(mode=0o711)
-        yield MachineSpec(
-            machine_id=new_machine_id(),
-            directory=base / "machine",
-            rootfs=base / "rootfs",
-            agent_dir=base / "agent",
-            netns=base,
-            argv=("/true",),
-            env={"PATH": "/"},
-            hostname="probe",
-            limits=_LIMITS,
-            id_shift=id_shift,
-        )
+        driver = make(base / "state", instance)
+        shift = ID_SHIFT if Capability.USER_NAMESPACE in driver.capabilities else 0
+        async with _disk(base, instance, shift) as rootfs, _network() as place:
+            spec = _spec(base, rootfs, place, shift)
+            try:
+                await driver.start(spec)
+                await _hear(spec.directory)
+            finally:
+                await driver.destroy(spec.machine_id)
+                await driver.close()
     finally:
         await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
 
 
-def _fill(rootfs: Path, true: Path, ldd: str, owner: int) -> None:
+@asynccontextmanager
+async def _disk(base: Path, instance: str, shift: int) -> AsyncIterator[Path]:
+    """An image with one program, and a clone of it."""
+    tail = Path(shutil.which("tail") or "/usr/bin/tail").resolve()
+    libraries = await run(["ldd", tail], check=False)
+    await asyncio.to_thread(_fill, base / "tree", tail, libraries.stdout)
+    await run(["mkfs.erofs", "--quiet", "--all-root", base / "image", base / "tree"])
+    disks = OverlayRootfs(root=base / "disks", instance=instance, pool_size=0, reserve_mib=_LIMITS.disk_mib)
+    machine_id = new_machine_id()
+    await disks.recover(frozenset())
+    try:
+        yield (await disks.prepare(machine_id, base / "image", disk_mib=_LIMITS.disk_mib, id_shift=shift)).path
+    finally:
+        await disks.remove(machine_id)
+        await disks.close()
+
+
+def _fill(tree: Path, program: Path, ldd: str) -> None:
     for name in _DIRECTORIES:
-        (rootfs / name).mkdir(parents=True)
-    shutil.copy(true, rootfs / "true")
+        (tree / name).mkdir(parents=True)
+    (tree / "proof").write_text(f"{PROOF}\n")
+    shutil.copy(program, tree / "program")
     for word in ldd.split():
         library = Path(word)
         if library.is_absolute() and library.is_file():
-            copy = rootfs / word.lstrip("/")
+            copy = tree / word.lstrip("/")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(library.resolve(), copy)
-    for directory, _, files in os.walk(rootfs):
-        os.chown(directory, owner, owner)
-        for name in files:
-            os.chown(Path(directory) / name, owner, owner)
 
 
-def _own_network(config: Json) -> Json:
-    """Slots may not exist yet: take a new network namespace."""
-    namespaces = [item for item in config["linux"]["namespaces"] if item["type"] != "network"]
-    linux = config["linux"] | {"namespaces": [*namespaces, {"type": "network"}]}
-    return config | {"linux": linux}
+@asynccontextmanager
+async def _network() -> AsyncIterator[Path]:
+    """A network namespace without a name: slots may not exist yet."""
+
+    def make() -> int:
+        netns.unshare()
+        return netns.open_own()
+
+    descriptor = await netns.in_own_thread(make)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _spec(base: Path, rootfs: Path, place: Path, shift: int) -> MachineSpec:
+    (base / "agent").mkdir(mode=0o755)
+    (base / "machine").mkdir(mode=0o711)
+    os.mkfifo(base / "machine" / CONSOLE_NAME, 0o600)
+    return MachineSpec(
+        machine_id=new_machine_id(),
+        directory=base / "machine",
+        rootfs=rootfs,
+        agent_dir=base / "agent",
+        netns=place,
+        argv=("/program", "-f", "/proof"),
+        env={"PATH": "/"},
+        hostname="probe",
+        limits=_LIMITS,
+        id_shift=shift,
+    )
+
+
+async def _hear(directory: Path) -> None:
+    """Return when the program has said what it was to say."""
+    heard = ""
+    with open_console(directory) as console:
+        while PROOF not in heard:
+            heard += console_tail(console)
+            await asyncio.sleep(_POLL_S)
 
 
 async def _version(program: Path) -> str:
-    done = await run([program, "--version"], timeout_s=DEADLINE_S)
-    lines = (done.stdout or done.stderr).splitlines()
-    return lines[0].strip() if lines else program.name
+    said = await run([program, "--version"], timeout_s=DEADLINE_S)
+    return (said.stdout or said.stderr).partition("\n")[0].strip() or program.name
 
 
-def _failed(name: RuntimeName, summary: str, exc: Exception) -> ProbeResult:
-    said = exc.stderr if isinstance(exc, CommandFailed) else str(exc)
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return ProbeResult(
-        name=name, status=ProbeStatus.FAIL, summary=summary, why=lines[-1][:300] if lines else "It said nothing."
-    )
+def _failed(name: RuntimeName, program: Path, why: str) -> ProbeResult:
+    summary = f"{program.name} does not run a program here"
+    return ProbeResult(name=name, status=ProbeStatus.FAIL, summary=summary, why=why)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][-300:] if lines else ""

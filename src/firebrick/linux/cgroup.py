@@ -27,7 +27,22 @@ PROCS = "cgroup.procs"
 
 _NEEDED = ("cpu", "memory", "pids")
 _V1_CONTROLLERS = frozenset(
-    "blkio cpu cpuacct cpuset devices freezer hugetlb memory misc net_cls net_prio perf_event pids rdma".split()
+    [
+        "blkio",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "devices",
+        "freezer",
+        "hugetlb",
+        "memory",
+        "misc",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "pids",
+        "rdma",
+    ]
 )
 _POLL_FIRST_S, _POLL_MOST_S = 0.001, 0.05
 _REMOVE_TIMEOUT_S = 5.0
@@ -89,6 +104,13 @@ class CgroupLayout:
         if controller in self.v1:
             return self.v1[controller]
         return self.unified if controller in self.unified_controllers else None
+
+    @property
+    def can_limit_swap(self) -> bool:
+        """Whether the kernel accounts swap; a runtime that is asked to limit it where it does not fails."""
+        if "memory" in self.v1:
+            return (self.v1["memory"] / "memory.memsw.limit_in_bytes").exists()
+        return self.unified is not None and any(self.unified.glob("*/memory.swap.max"))
 
     @property
     def enabled_in_unified(self) -> tuple[str, ...]:

@@ -114,31 +114,6 @@ async def run_lines(
         raise CommandFailed(command, process.returncode, "\n".join(last))
 
 
-async def run_leaving_children(argv: Sequence[str | Path], *, output: int, timeout_s: float) -> int:
-    """Run a command that starts something that lives on: it gets `output` (a descriptor) and no pipe of ours.
-
-    Returns: its exit status.
-    Raises: CommandFailed — it cannot be started, or did not end in time; then its group is killed.
-    Cancel: the group is killed and waited for; what left the group is the caller's to end.
-    """
-    command = [str(part) for part in argv]
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-    except OSError as exc:
-        raise CommandFailed(command, 127, str(exc)) from exc
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await process.wait()
-    except (TimeoutError, asyncio.CancelledError) as exc:
-        kill_group(process.pid)
-        await asyncio.shield(process.wait())
-        if isinstance(exc, TimeoutError):
-            raise CommandFailed(command, None, f"killed after {timeout_s} s") from exc
-        raise
-
-
 def run_sync(
     argv: Sequence[str | Path], *, input: str | None = None, timeout_s: float = 60.0, check: bool = True
 ) -> Completed:

@@ -1,141 +1,170 @@
-"""What gvisor and container have in common beside the bundle: cgroup, record, first process, end.
+"""What gvisor and container have in common: a detached machine's life, from its cgroup to its removal.
 
-A machine is found again after a crash of ours by its cgroup, which is made before anything runs; its record
-(`<state_dir>/machines/<id>.json`) tells the process whose end is the machine's end. A cgroup without a living
-process of a record is a leftover.
+    cgroup ─▶ launcher ─▶ record ═▶ running ═▶ ended ─▶ cgroup emptied ─▶ runtime's state, cgroup, record gone
+
+The cgroup comes first and holds all that the machine ever runs, so every later step can die with us and the
+machine is still found. A record (`<state_dir>/machines/<id>.json`) is written last: it names the process whose
+end is the machine's end. What has a cgroup, a record or state of the runtime, but no living process of a record
+in its cgroup, is a leftover and is destroyed by `recover`. No command of the runtime is needed to end a machine.
 """
 
 import asyncio
 import json
+import os
+import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from firebrick.linux.cgroup_tree import CgroupTree
-from firebrick.linux.process import ProcessRef, process_ref, wait_gone
-from firebrick.model.errors import Internal
+from firebrick.linux.cgroup import Cgroup, CgroupFailed, CgroupLayout, CgroupLimits, CgroupParent, read_layout
+from firebrick.linux.launch import Launch, launch
+from firebrick.linux.process import CommandFailed, ProcessRef
+from firebrick.linux.process_watch import ProcessWatch, processes_with_arguments
+from firebrick.linux.undo import UndoStack
+from firebrick.model.errors import WrongState
 from firebrick.model.ids import MachineId, is_machine_id
-from firebrick.model.machine import ExitCause, Limits, MachineExit, Usage
-from firebrick.runtimes.base import MachineStatus
+from firebrick.model.machine import ExitCause, MachineExit, Usage
+from firebrick.runtimes.base import MachineSpec, MachineStatus, RuntimeFailed
+from firebrick.runtimes.console import console_tail, open_console
 
-EMPTY_TIMEOUT_S = 20.0
-POLL_S = 0.002
+START_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 20.0
+SIGKILL_STATUSES = (-9, 137)
+"""How a first process that the kernel killed for memory looks; the second where a shell or sentry passed it on."""
+
+_MACHINE_ID = re.compile(r"m[a-z0-9]{19}")
 
 
-class OciMachines:
-    """The machines of one driver, by id."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartPlan:
+    """How one driver starts one machine.
 
-    def __init__(self, state_dir: Path, cgroups: CgroupTree) -> None:
+    Attributes:
+        argv: the launcher, which must write the first process's id to `pid_file` and end.
+        joins_cgroup: the launcher is in the machine's cgroup from the start; else the runtime puts the machine there.
+        mounts: as in `Launch`.
+    """
+
+    argv: Sequence[str | Path]
+    pid_file: Path
+    joins_cgroup: bool
+    mounts: Callable[[], None] | None = None
+
+
+class DetachedMachines:
+    """The machines of one driver, by id.
+
+    Args:
+        state_dir: the driver's own; made on first use.
+        runtime_root: below it, where the runtime keeps its state: files and directories with the machine's id in
+            their names. Its path stands in the command line of every process of the runtime's own.
+        parent: name of the cgroup above all machines.
+    """
+
+    def __init__(self, *, state_dir: Path, runtime_root: Path, parent: str, start_timeout_s: float) -> None:
         self._records = state_dir / "machines"
-        self._cgroups = cgroups
-        self._refs: dict[MachineId, ProcessRef] = {}
+        self._root = runtime_root
+        self._parent = parent
+        self._start_timeout_s = start_timeout_s
+        self._layout: CgroupLayout | None = None
+        self._watches: dict[MachineId, ProcessWatch] = {}
         self._ending: set[MachineId] = set()
 
     @property
-    def cgroups(self) -> CgroupTree:
-        return self._cgroups
+    def layout(self) -> CgroupLayout:
+        """The host's cgroups, read once."""
+        if self._layout is None:
+            self._layout = read_layout()
+        return self._layout
 
-    def create_cgroup(self, machine_id: MachineId, limits: Limits, *, overhead_mib: int, overhead_count: int) -> None:
-        """Raises OSError."""
-        self._cgroups.create(
-            machine_id,
-            millicpu=limits.millicpu,
-            memory_bytes=(limits.memory_mib + overhead_mib) << 20,
-            process_count=limits.process_count + overhead_count,
-        )
+    def cgroup(self, machine_id: MachineId) -> Cgroup:
+        return self._cgroups.group(machine_id)
 
-    def keep(self, machine_id: MachineId, pid: int) -> None:
-        """Remember the machine's first process. Raises OSError, ProcessLookupError when it has ended already."""
-        ref = process_ref(pid)
-        if ref is None:
-            raise ProcessLookupError(pid)
-        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._records / f"{machine_id}.json"
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"pid": ref.pid, "start_ticks": ref.start_ticks}))
-        fresh.rename(path)
-        self._refs[machine_id] = ref
+    @property
+    def _cgroups(self) -> CgroupParent:
+        return CgroupParent(self.layout, self._parent)
 
-    def ref(self, machine_id: MachineId) -> ProcessRef | None:
-        """The first process, dead or alive; None when nothing is known."""
-        if machine_id not in self._refs:
-            try:
-                saved = json.loads((self._records / f"{machine_id}.json").read_text())
-                self._refs[machine_id] = ProcessRef(**saved)
-            except (OSError, ValueError, TypeError):
-                return None
-        return self._refs[machine_id]
+    async def start(self, spec: MachineSpec, limits: CgroupLimits, plan: Callable[[], StartPlan]) -> MachineStatus:
+        """Make the cgroup, call `plan` (it writes the bundle; in a thread), launch, record.
 
-    def status(self, machine_id: MachineId) -> MachineStatus:
-        ref = self.ref(machine_id)
-        is_running = self.is_running(machine_id)
-        return MachineStatus(machine_id=machine_id, is_running=is_running, pid=ref.pid if ref and is_running else None)
-
-    async def recover(self, destroy: Callable[[MachineId], Awaitable[None]]) -> tuple[MachineId, ...]:
-        """The machines that run; what is left of others is destroyed."""
-        running = []
-        for machine_id in await asyncio.to_thread(self.known):
-            if self.is_running(machine_id):
-                running.append(machine_id)
-            else:
-                await destroy(machine_id)
-        return tuple(running)
-
-    def close(self) -> None:
-        """Remove the parent cgroup when no machine is left."""
-        if not self.known():
-            self._cgroups.remove_parent()
-
-    def is_running(self, machine_id: MachineId) -> bool:
-        ref = self.ref(machine_id)
-        return ref is not None and ref.is_alive() and ref.pid in self._cgroups.pids(machine_id)
-
-    async def kill(self, machine_id: MachineId) -> None:
-        """Return when nothing of the machine runs any more.
-
-        Raises: Internal — processes stay after SIGKILL (in uninterruptible sleep, say).
+        Raises: RuntimeFailed, and then nothing is left; WrongState: the machine has been started before, and goes on.
         """
+        machine_id = spec.machine_id
+        if self.cgroup(machine_id).exists() or self._record_path(machine_id).exists():
+            raise WrongState(f"The machine {machine_id} has been started already.")
+        try:
+            async with UndoStack() as undo:
+                undo.push(lambda: self.destroy(machine_id))
+                group = await self._cgroups.make(machine_id, limits)
+                watch = await self._launch(spec, group, await asyncio.to_thread(plan))
+                self._watches[machine_id] = watch
+                await asyncio.to_thread(self._write_record, machine_id, watch.ref)
+                undo.release()
+        except (OSError, CgroupFailed, CommandFailed, ValueError) as exc:
+            raise RuntimeFailed(f"The machine {machine_id} could not be started.", detail=str(exc)) from exc
+        return self.status(machine_id)
+
+    async def _launch(self, spec: MachineSpec, group: Cgroup, plan: StartPlan) -> ProcessWatch:
+        with open_console(spec.directory) as console:
+            what = Launch(
+                argv=plan.argv, output=console, mounts=plan.mounts,
+                join=group.join_files if plan.joins_cgroup else (),
+            )  # fmt: skip
+            status = await launch(what, timeout_s=self._start_timeout_s)
+            argv = [str(part) for part in plan.argv]
+            if status != 0:
+                raise CommandFailed(argv, status, console_tail(console))
+            # NOTE: the pid is the runtime's word. It is watched only if that process is in the machine's cgroup.
+            watch = ProcessWatch.open(_read_pid(plan.pid_file))
+            if watch is not None and watch.ref.pid in group.pids():
+                return watch
+            if watch is not None:
+                watch.close()
+            raise CommandFailed(argv, status, f"its first process has ended. {console_tail(console)}")
+
+    async def destroy(self, machine_id: MachineId) -> None:
+        """End it and remove all that is left of it. Idempotent. Raises RuntimeFailed when it resists."""
+        if not is_machine_id(machine_id):
+            return
         self._ending.add(machine_id)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + EMPTY_TIMEOUT_S
-        while await asyncio.to_thread(self._kill_once, machine_id):
-            if loop.time() > deadline:
-                pids = sorted(self._cgroups.pids(machine_id))
-                raise Internal(f"Processes of the machine {machine_id} do not end.", detail=f"pids {pids}")
-            await asyncio.sleep(POLL_S)
-
-    def _kill_once(self, machine_id: MachineId) -> bool:
-        """True while something is there."""
-        if not self._cgroups.pids(machine_id):
-            return False
-        self._cgroups.kill(machine_id)
-        return True
-
-    async def forget(self, machine_id: MachineId) -> None:
-        """After `kill`: remove cgroup and record. Raises OSError."""
-        await asyncio.to_thread(self._cgroups.remove, machine_id)
-        (self._records / f"{machine_id}.json").unlink(missing_ok=True)
-        self._refs.pop(machine_id, None)
+        try:
+            group = self.cgroup(machine_id)
+            await group.end(timeout_s=END_TIMEOUT_S)
+            await asyncio.to_thread(_remove_named, self._root, machine_id)
+            await group.remove()
+            self._record_path(machine_id).unlink(missing_ok=True)
+        except (OSError, CgroupFailed) as exc:
+            raise RuntimeFailed(f"The machine {machine_id} could not be destroyed.", detail=str(exc)) from exc
+        watch = self._watches.pop(machine_id, None)
+        if watch is not None:
+            watch.close()
         self._ending.discard(machine_id)
 
-    async def wait_exit(self, machine_id: MachineId) -> MachineExit:
-        ref = self.ref(machine_id)
-        if ref is None:
-            return MachineExit(machine_id=machine_id, cause=ExitCause.LOST, detail="nothing is known of it")
-        await wait_gone(ref)
-        return MachineExit(machine_id=machine_id, cause=self._cause(machine_id))
+    def status(self, machine_id: MachineId) -> MachineStatus:
+        watch = self._watches.get(machine_id)
+        is_running = watch is not None and watch.is_alive
+        return MachineStatus(
+            machine_id=machine_id, is_running=is_running, pid=watch.ref.pid if watch and is_running else None
+        )
 
-    def _cause(self, machine_id: MachineId) -> ExitCause:
-        if machine_id in self._ending:
-            return ExitCause.DESTROYED
-        usage = self._cgroups.usage(machine_id)
-        if usage is not None and usage.oom_kill_count > 0:
-            return ExitCause.OOM
-        return ExitCause.GUEST_EXIT
+    async def wait_exit(self, machine_id: MachineId) -> MachineExit:
+        watch = self._watches.get(machine_id)
+        if watch is None:
+            return MachineExit(machine_id=machine_id, cause=ExitCause.LOST, detail="Nothing is known of this machine.")
+        await watch.wait()
+        code = watch.exit_code() if machine_id in self._watches else None
+        if machine_id in self._ending or machine_id not in self._watches:
+            return MachineExit(machine_id=machine_id, cause=ExitCause.DESTROYED)
+        reading = self.cgroup(machine_id).read_usage()
+        is_oom = reading is not None and reading.oom_kill_count > 0 and code in (None, *SIGKILL_STATUSES)
+        return MachineExit(
+            machine_id=machine_id, cause=ExitCause.OOM if is_oom else ExitCause.GUEST_EXIT, exit_code=code
+        )
 
     def usage(self, machine_id: MachineId) -> Usage | None:
-        reading = self._cgroups.usage(machine_id)
-        if reading is None:
+        reading = self.cgroup(machine_id).read_usage()
+        if reading is None or machine_id not in self._watches:
             return None
         return Usage(
             cpu_ns=reading.cpu_ns,
@@ -146,15 +175,85 @@ class OciMachines:
             oom_kill_count=reading.oom_kill_count,
         )
 
-    def known(self) -> tuple[MachineId, ...]:
-        """Every machine of which a cgroup or a record is left."""
-        names = set(self._cgroups.names())
-        if self._records.is_dir():
-            names |= {path.stem for path in self._records.glob("*.json")}
-        return tuple(MachineId(name) for name in sorted(names) if is_machine_id(name))
+    async def recover(self) -> tuple[MachineId, ...]:
+        """The machines that run; what is left of others is destroyed."""
+        known = await asyncio.to_thread(self._find_known)
+        running = [machine_id for machine_id in known if self._adopt(machine_id)]
+        await asyncio.to_thread(self._kill_strays, frozenset(running))
+        for machine_id in known:
+            if machine_id not in running:
+                await self.destroy(machine_id)
+        return tuple(running)
+
+    def close(self) -> None:
+        """Machines go on. The parent cgroup goes with the last of them."""
+        while self._watches:
+            self._watches.popitem()[1].close()
+        self._cgroups.remove_parent()
+
+    def _adopt(self, machine_id: MachineId) -> bool:
+        recorded = self._read_record(machine_id)
+        if recorded is None:
+            return False
+        watch = ProcessWatch.open(recorded.pid)
+        if watch is None:
+            return False
+        if watch.ref != recorded or not watch.is_alive or recorded.pid not in self.cgroup(machine_id).pids():
+            watch.close()
+            return False
+        self._watches[machine_id] = watch
+        return True
+
+    def _find_known(self) -> tuple[MachineId, ...]:
+        names = [*self._cgroups.names(), *_names_in(self._records), *_names_in(self._root)]
+        found = {match.group() for name in names if (match := _MACHINE_ID.search(name))}
+        return tuple(MachineId(name) for name in sorted(found))
+
+    def _kill_strays(self, running: frozenset[MachineId]) -> None:
+        """Launchers that were at work when we were killed, and are in no cgroup yet."""
+        for ref in processes_with_arguments(str(self._root)):
+            arguments = Path(f"/proc/{ref.pid}/cmdline").read_bytes() if ref.is_alive() else b""
+            named = {MachineId(match) for match in _MACHINE_ID.findall(arguments.decode(errors="replace"))}
+            if named and not named & running:
+                ref.kill()
+
+    def _record_path(self, machine_id: MachineId) -> Path:
+        return self._records / f"{machine_id}.json"
+
+    def _write_record(self, machine_id: MachineId, ref: ProcessRef) -> None:
+        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._record_path(machine_id)
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps({"pid": ref.pid, "start_ticks": ref.start_ticks}))
+        draft.rename(path)
+
+    def _read_record(self, machine_id: MachineId) -> ProcessRef | None:
+        try:
+            saved = json.loads(self._record_path(machine_id).read_text())
+            return ProcessRef(pid=int(saved["pid"]), start_ticks=int(saved["start_ticks"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a directory with all in it; one that is not there is fine. Raises OSError."""
-    if path.exists():
-        shutil.rmtree(path)
+def _read_pid(path: Path) -> int:
+    """Raises OSError, ValueError: the runtime said that all is well and wrote no process id."""
+    return int(path.read_text())
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _remove_named(directory: Path, machine_id: MachineId) -> None:
+    """Remove what the runtime keeps for a machine. Raises OSError."""
+    for name in _names_in(directory):
+        path = directory / name
+        if machine_id not in name:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
