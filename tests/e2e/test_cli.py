@@ -43,7 +43,7 @@ def test_a_second_up_finds_everything_there(running: Instance) -> None:
 def test_doctor_tells_json(running: Instance) -> None:
     """doctor's JSON names every check with its verdict; the runtime in use works."""
     document = json.loads(running.firebrick("doctor", "--json").stdout)
-    verdicts = {item["name"]: item["status"] for item in document["results"]}
+    verdicts = {item["name"]: item["status"] for item in document["probes"]}
     assert verdicts[running.env["FIREBRICK_RUNTIME"]] == "ok"
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import httpx
 import pytest
 from e2b import Sandbox
 
@@ -32,7 +33,7 @@ def test_a_killed_process_ends_no_sandbox(running: Instance, role: str) -> None:
         }
         for box, handle in zip(boxes, handles, strict=True):
             again = Sandbox.connect(box.sandbox_id, timeout=60, **running.sdk)
-            assert again.commands.run("cat /tmp/t").stdout
+            wait_for_sync(lambda again=again: again.commands.run("cat /tmp/t").stdout)
             assert handle.pid in [item.pid for item in again.commands.list()]
         with Sandbox.create(timeout=60, **running.sdk) as fresh:
             assert fresh.commands.run("echo alive").stdout == "alive\n"
@@ -45,11 +46,17 @@ def test_a_guest_that_ends_itself_is_told(running: Instance) -> None:
     """A sandbox whose first process is killed from inside ends with its cause; the edge tells it."""
     box = Sandbox.create(timeout=120, **running.sdk)
     try:
-        box.commands.run("sudo kill -TERM 1")
-    except Exception:  # noqa: BLE001 - the stream may break before or after the answer: both are right
-        pass
-    wait_for_sync(lambda: running.api("GET", f"/sandboxes/{box.sandbox_id}").status_code == 404, timeout_s=30)
-    assert not box.is_running()
+        try:
+            box.commands.run("kill -TERM 1", user="root")
+        except Exception:  # noqa: BLE001 - the stream may break before or after the answer: both are right
+            pass
+        wait_for_sync(lambda: running.api("GET", f"/sandboxes/{box.sandbox_id}").status_code == 404, timeout_s=30)
+        told = httpx.get(running.sandbox_url, headers={"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "80"})
+        assert told.status_code == 502
+        assert "was not found" in told.json()["message"]
+        assert "its main process ended" in told.json()["message"]
+    finally:
+        box.kill()
 
 
 def test_a_fork_bomb_stays_inside(running: Instance) -> None:
@@ -65,7 +72,7 @@ def test_a_full_disk_is_the_guests_own(running: Instance) -> None:
     with Sandbox.create(timeout=300, **running.sdk) as box, Sandbox.create(timeout=300, **running.sdk) as neighbour:
         box.files.write("/home/user/precious", "kept")
         done = box.commands.run(
-            "fallocate -l 9G /home/user/a; dd if=/dev/zero of=/home/user/b bs=64M count=64 2>&1 | tail -2; true",
+            "fallocate -l 9G /home/user/a; dd if=/dev/zero of=/home/user/b bs=64M count=64 2>&1; true",
             timeout=120,
         )
         assert "No space left" in done.stdout + done.stderr

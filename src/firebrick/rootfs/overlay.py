@@ -34,7 +34,6 @@ from firebrick.linux.mount import (
     mount,
     mounts_below,
     option_path,
-    unmount,
 )
 from firebrick.linux.process import CommandFailed
 from firebrick.log import get_log
@@ -279,7 +278,8 @@ class OverlayRootfs:
         for target in sorted((self._root / "images").glob("*/*"), reverse=True):
             unmount_patiently(target)
         shutil.rmtree(self._root / "images")
-        unmount(self._root)
+        # Busy for a moment while another process copies the mount table: a runtime that is being started does.
+        unmount_patiently(self._root)
 
     async def _blocking(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         loop = asyncio.get_running_loop()
