@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from firebrick import __version__
+from firebrick import __version__, log
 from firebrick.cli import doctor, instance, sandbox, up
 from firebrick.cli.console import out, reports_errors, table
 from firebrick.config import Config, load_config
@@ -66,6 +66,7 @@ def _items() -> list[Field[object]]:
 
 
 def main() -> None:
+    log.configure("error", "cli")
     app()
 
 

@@ -14,9 +14,10 @@ async def rebuild_catalog(platform: Platform) -> int:
         running = await sandbox_list_in_states(tx, (SandboxState.RUNNING,))
         ended = await sandbox_list_in_states(tx, (SandboxState.ENDED,))
     routes = [route for sandbox in running if (route := route_of(platform, sandbox)) is not None]
-    ended = sorted(ended, key=lambda sandbox: sandbox.ended_at or sandbox.created_at)
+    oldest_first = sorted(ended, key=lambda sandbox: sandbox.ended_at or sandbox.created_at)
     tombstones = [
-        Tombstone(sandbox_id=sandbox.sandbox_id, reason=sandbox.end_reason or EndReason.ERROR) for sandbox in ended
+        Tombstone(sandbox_id=sandbox.sandbox_id, reason=sandbox.end_reason or EndReason.ERROR)
+        for sandbox in oldest_first
     ]
     await platform.catalog.replace_all(routes, tombstones)
     await _withdraw_ended(platform, [route.sandbox_id for route in routes])
