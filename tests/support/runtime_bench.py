@@ -24,13 +24,14 @@ from firebrick.linux.netns import write_sysctl
 from firebrick.linux.process import run
 from firebrick.model.ids import MachineId, new_machine_id
 from firebrick.model.machine import Limits, RuntimeName
+from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.runtimes.base import CONSOLE_NAME, Capability, MachineSpec, Runtime
 from firebrick.runtimes.container.driver import ContainerRuntime
 from firebrick.runtimes.gvisor.driver import GvisorRuntime
 from tests.support.instance import CACHE
 from tests.support.lab import call_in
 from tests.support.leaks import LeakCheck
-from tests.support.minbase import Trees, writable_trees
+from tests.support.minbase import minbase_image
 from tests.support.wait import wait_for
 
 PORT = 8000
@@ -61,7 +62,7 @@ class RuntimeBench:
 
     name: RuntimeName
     directory: Path
-    trees: Trees
+    disks: OverlayRootfs
     make: Callable[..., Runtime]
     instance: str
     runtime: Runtime
@@ -75,7 +76,7 @@ class RuntimeBench:
         self.runtime = self.make(**options)
         return self.runtime
 
-    def spec(self, *argv: str, limits: Limits = LIMITS, **changes: Any) -> MachineSpec:
+    async def spec(self, *argv: str, limits: Limits = LIMITS, **changes: Any) -> MachineSpec:
         """A machine that serves `run`, or runs `argv`."""
         self._made += 1
         machine_id = new_machine_id()
@@ -83,10 +84,14 @@ class RuntimeBench:
         directory = self.directory / "machines" / machine_id
         directory.mkdir(mode=0o711, parents=True)
         os.mkfifo(directory / CONSOLE_NAME, 0o600)
+        disk_mib = limits.disk_mib
+        rootfs = await self.disks.prepare(machine_id, minbase_image(), disk_mib=disk_mib, id_shift=shift)
         spec = MachineSpec(
             machine_id=machine_id,
             directory=directory,
-            rootfs=self.trees.mount(machine_id, id_shift=shift),
+            rootfs=rootfs.path,
+            image=rootfs.image,
+            disk=rootfs.disk,
             agent_dir=self.directory / "agent",
             netns=self._place(),
             argv=argv or SERVE,
@@ -101,7 +106,7 @@ class RuntimeBench:
 
     async def serving(self, **changes: Any) -> MachineSpec:
         """A started machine that answers."""
-        spec = self.spec(**changes)
+        spec = await self.spec(**changes)
         await self.runtime.start(spec)
         await wait_for(lambda: self.answers(spec), status=lambda: self.said(spec))
         return spec
@@ -148,6 +153,7 @@ class RuntimeBench:
     async def close(self) -> None:
         for machine_id in self._specs:
             await self.runtime.destroy(machine_id)
+            await self.disks.remove(machine_id)
         await self.runtime.close()
         for driver in self._drivers:
             await driver.close()
@@ -220,14 +226,18 @@ async def runtime_bench(kind: str, no_leaks: LeakCheck) -> AsyncIterator[Runtime
     try:
         make = driver_maker(kind, directory, instance)
         no_leaks.watch(f"-{instance}-", directories=(directory,))
-        with writable_trees() as trees:
+        disks = OverlayRootfs(root=directory / "disks", instance=instance, pool_size=0, reserve_mib=64)
+        await disks.recover(frozenset())
+        try:
             bench = RuntimeBench(
                 name=RuntimeName.GVISOR if kind == "gvisor" else RuntimeName.CONTAINER,
-                directory=directory, trees=trees, make=make, instance=instance, runtime=make(),
+                directory=directory, disks=disks, make=make, instance=instance, runtime=make(),
             )  # fmt: skip
             try:
                 yield bench
             finally:
                 await bench.close()
+        finally:
+            await disks.close()
     finally:
         shutil.rmtree(directory)

@@ -8,7 +8,7 @@ from pathlib import Path
 import firebrick
 
 # Part of every key: raise it when the way of building changes what comes out.
-_RECIPE = "1"
+_RECIPE = "2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

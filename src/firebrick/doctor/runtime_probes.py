@@ -16,10 +16,12 @@ from pathlib import Path
 
 from firebrick.doctor.result import ProbeResult, ProbeStatus
 from firebrick.linux import netns
+from firebrick.linux.erofs import mkfs_command
 from firebrick.linux.process import CommandFailed, run
 from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import new_machine_id
 from firebrick.model.machine import Limits, RuntimeName
+from firebrick.rootfs.base import Rootfs
 from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.runtimes.base import AGENT_MOUNT, CONSOLE_NAME, Capability, MachineSpec, Runtime
 from firebrick.runtimes.console import console_tail, open_console
@@ -95,7 +97,7 @@ async def _run_once(make: _MakeDriver) -> None:
         driver = make(base / "state", instance)
         shift = ID_SHIFT if Capability.USER_NAMESPACE in driver.capabilities else 0
         async with _disk(base, instance, shift) as rootfs, _network() as place:
-            spec = _spec(base, rootfs, place, shift)
+            spec = _spec(base, rootfs, place)
             try:
                 await driver.start(spec)
                 await _hear(spec.directory)
@@ -107,17 +109,17 @@ async def _run_once(make: _MakeDriver) -> None:
 
 
 @asynccontextmanager
-async def _disk(base: Path, instance: str, shift: int) -> AsyncIterator[Path]:
+async def _disk(base: Path, instance: str, shift: int) -> AsyncIterator[Rootfs]:
     """An image with one program, and a clone of it."""
     tail = Path(shutil.which("tail") or "/usr/bin/tail").resolve()
     libraries = await run(["ldd", tail], check=False)
     await asyncio.to_thread(_fill, base / "tree", tail, libraries.stdout)
-    await run(["mkfs.erofs", "--quiet", "--all-root", base / "image", base / "tree"])
+    await run(mkfs_command(base / "image", base / "tree", "--all-root"))
     disks = OverlayRootfs(root=base / "disks", instance=instance, pool_size=0, reserve_mib=_LIMITS.disk_mib)
     machine_id = new_machine_id()
     await disks.recover(frozenset())
     try:
-        yield (await disks.prepare(machine_id, base / "image", disk_mib=_LIMITS.disk_mib, id_shift=shift)).path
+        yield await disks.prepare(machine_id, base / "image", disk_mib=_LIMITS.disk_mib, id_shift=shift)
     finally:
         await disks.remove(machine_id)
         await disks.close()
@@ -151,21 +153,23 @@ async def _network() -> AsyncIterator[Path]:
         os.close(descriptor)
 
 
-def _spec(base: Path, rootfs: Path, place: Path, shift: int) -> MachineSpec:
+def _spec(base: Path, rootfs: Rootfs, place: Path) -> MachineSpec:
     (base / "agent").mkdir(mode=0o755)
     (base / "machine").mkdir(mode=0o711)
     os.mkfifo(base / "machine" / CONSOLE_NAME, 0o600)
     return MachineSpec(
         machine_id=new_machine_id(),
         directory=base / "machine",
-        rootfs=rootfs,
+        rootfs=rootfs.path,
+        image=rootfs.image,
+        disk=rootfs.disk,
+        id_shift=rootfs.id_shift,
         agent_dir=base / "agent",
         netns=place,
         argv=("/program", "-f", "/proof"),
         env={"PATH": "/"},
         hostname="probe",
         limits=_LIMITS,
-        id_shift=shift,
     )
 
 

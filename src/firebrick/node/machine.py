@@ -150,6 +150,8 @@ class Machine:
             directory=self.console.parent,
             rootfs=rootfs.path,
             id_shift=rootfs.id_shift,
+            image=rootfs.image,
+            disk=rootfs.disk,
             agent_dir=agent.directory,
             netns=slot.netns,
             argv=agent.argv,

@@ -20,11 +20,17 @@ class RootfsFailed(Internal):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rootfs:
-    """`path` is mounted and writable until `remove`. Inside's root is `id_shift` on the host, and so on."""
+    """`path` is mounted and writable until `remove`. Inside's root is `id_shift` on the host, and so on.
+
+    A runtime that reads `image` by itself writes to `disk` instead: a directory that is bounded alike, and goes
+    with the machine's rootfs. None: this driver has no such place.
+    """
 
     machine_id: MachineId
     path: Path
     id_shift: int = 0
+    image: Path | None = None
+    disk: Path | None = None
 
 
 class RootfsDriver(Protocol):

@@ -110,7 +110,8 @@ class OverlayRootfs:
                 await asyncio.wait([work])
                 await self.remove(machine_id)
                 raise
-        return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift)
+        disk = self._machine(machine_id).disk
+        return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=disk)
 
     async def remove(self, machine_id: MachineId) -> None:
         with _Translate(f"remove the disk of machine {machine_id}"):

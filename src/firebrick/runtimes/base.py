@@ -53,6 +53,8 @@ class MachineSpec:
         machine_id: fixed length, see `model.ids`.
         directory: exists, empty but for the console FIFO, on the host; the driver's to fill, the caller's to remove.
         rootfs: mounted and writable tree to use as `/`.
+        image: what `rootfs` was cloned from, for runtimes that read an image themselves and leave `rootfs` alone.
+        disk: directory on the machine's own bounded disk, where such a runtime keeps what the machine writes.
         id_shift: host id of inside's root and owner of its files; > 0 for runtimes with USER_NAMESPACE, else 0.
         agent_dir: host directory, mounted read-only at AGENT_MOUNT.
         netns: path of a network namespace that already holds the inside address and routes.
@@ -72,6 +74,8 @@ class MachineSpec:
     hostname: str
     limits: Limits
     id_shift: int = 0
+    image: Path | None = None
+    disk: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from firebrick.builder.template_store import IMAGE_NAME, LocalBuild, commit_build
+from firebrick.linux.erofs import mkfs_command
 from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import BuildId, TemplateId, new_sandbox_id
 from firebrick.model.machine import Limits
@@ -56,7 +57,7 @@ def write_small_image(templates_dir: Path) -> None:
     (tree / "tmp").chmod(0o1777)
     (templates_dir / BUILD_ID).mkdir()
     image = templates_dir / BUILD_ID / IMAGE_NAME
-    subprocess.run(["mkfs.erofs", "--quiet", image, tree], check=True, capture_output=True)
+    subprocess.run(mkfs_command(image, tree), check=True, capture_output=True)
     shutil.rmtree(tree)
     build = LocalBuild(
         build_id=BUILD_ID, alias="base", key="small", image=image, limits=LIMITS, created_at=datetime.now(UTC)
