@@ -11,6 +11,11 @@ chmod 0440 "$root/etc/sudoers.d/user"
 chroot "$root" useradd --create-home --uid 1000 --user-group --groups sudo --shell /bin/bash user
 chroot "$root" passwd --quiet --delete user
 
+# Every command is run by `bash -l -c`. Debian's statically linked build of the same bash starts in about 60 % of
+# the time where starting is dear (gVisor); dpkg knows of it, and the other one stays beside it.
+chroot "$root" dpkg-divert --quiet --local --rename --divert /bin/bash.distrib --add /bin/bash
+cp -p "$root/bin/bash-static" "$root/bin/bash"
+
 # Programs install for everybody without sudo, as the users of such sandboxes expect.
 mkdir -p "$root/code"
 chmod -R 0777 "$root/usr/local" "$root/code"
