@@ -269,6 +269,8 @@ class Connection(asyncio.Protocol):
                 return False
             exchange.keep_alive = exchange.keep_alive and not exc.close
             exchange.answer_json(exc.status, {"code": exc.status, "message": exc.message})
+            if exc.close:
+                return False
         if not exchange.is_finished:
             self.transport.abort()
             return False

@@ -144,6 +144,9 @@ class ChunkDecoder:
         return b""
 
     def _line(self, buffer: bytearray) -> bytes | None:
+        if self._state == "data_end" and not b"\r\n".startswith(buffer[:2]):
+            # Behind a chunk only a line end can follow: no need to wait for one that may never come.
+            raise HttpError(400, "malformed chunk end", close=True)
         end = buffer.find(b"\n", 0, MAX_CHUNK_LINE_BYTES if self._state != "trailer" else MAX_TRAILER_BYTES)
         if end < 0:
             if len(buffer) >= (MAX_TRAILER_BYTES if self._state == "trailer" else MAX_CHUNK_LINE_BYTES):
@@ -163,8 +166,6 @@ class ChunkDecoder:
             self._left = int(size, 16)
             self._state = "data" if self._left else "trailer"
         elif self._state == "data_end":
-            if line:
-                raise HttpError(400, "malformed chunk end", close=True)
             self._state = "size"
         elif not line:
             self.is_done = True
