@@ -11,7 +11,7 @@ Life of a machine, as a driver sees it:
   ours, and `recover` finds it after a restart. Killing the node agent ends no machine.
 - `destroy` is two promises: when it returns, nothing of the guest runs any more; what the runtime needs
   long for (runsc deletes in over a second) is finished behind it, and `recover` finishes it after a crash.
-- Optional power is a Capability, never a method that raises NotImplementedError.
+- Optional power is a Capability, never a method that says it is not there.
 - Foreign errors are translated here: RuntimeFailed says what was being done to which machine and why.
 """
 
