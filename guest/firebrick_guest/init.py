@@ -1,5 +1,6 @@
 """POST /init: the host tells the agent about its sandbox. May be repeated; each one updates."""
 
+import os
 import socket
 import time
 from calendar import timegm
@@ -60,6 +61,9 @@ class InitRoute:
         self._log.add("info", "settings taken", sandboxID=sandbox_id)
 
     def _set_machine(self, hostname: str, told_at_ns: int) -> None:
+        if os.getpid() != 1:
+            # Then this is somebody's computer and no machine of ours.
+            return
         try:
             if hostname and socket.gethostname() != hostname:
                 socket.sethostname(hostname)

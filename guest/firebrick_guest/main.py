@@ -61,11 +61,12 @@ def main() -> int:
 
 def _occupy_standard_descriptors() -> None:
     """Children take 0, 1 and 2 for granted; started without them we would hand out our own sockets there."""
-    while True:
-        descriptor = os.open("/dev/null", os.O_RDWR)
-        if descriptor > 2:
-            os.close(descriptor)
-            return
+    for standard in range(3):
+        try:
+            os.fstat(standard)
+        except OSError:
+            # The lowest free number is taken, so this one is.
+            os.open("/dev/null", os.O_RDWR)
 
 
 def _raise_descriptor_limit() -> tuple[int, int]:

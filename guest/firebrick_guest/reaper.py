@@ -58,7 +58,7 @@ class Reaper:
 def _children() -> list[int]:
     own = os.getpid()
     found = []
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
