@@ -60,7 +60,7 @@ def measure_cold(figures: Figures, runtime: str, count: int) -> None:
 def warm_count(found: Instance) -> int:
     """Machines that wait ready, as the control plane's metrics tell."""
     for line in found.api("GET", "/metrics").text.splitlines():
-        if line.startswith("firebrick_node_warm_machines"):
+        if line.startswith("firebrick_node_warm_sandboxes"):
             return int(float(line.rpartition(" ")[2]))
     return 0
 

@@ -43,7 +43,7 @@ class Config:
     default_memory_mib: int = setting(1024, "MiB", "memory of a sandbox of the base template")
     default_disk_mib: int = setting(10240, "MiB", "most a sandbox may write to its disk")
     default_process_count: int = setting(4096, "count", "most processes and threads in a sandbox")
-    cpu_overcommit: float = setting(8.0, "ratio", "promised CPU over real CPU at most")
+    cpu_overcommit: float = setting(64.0, "ratio", "promised CPU over real CPU at most; idle sandboxes use none")
     memory_overcommit: float = setting(4.0, "ratio", "promised memory over real memory at most")
     max_sandboxes_per_team: int = setting(200, "count", "concurrent sandboxes of a new team")
     max_timeout_s: int = setting(86_400, "s", "longest timeout that may be asked for")
