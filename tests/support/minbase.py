@@ -11,7 +11,7 @@ from firebrick.linux.erofs import mkfs_command
 from tests.support.instance import CACHE
 
 SUITE = "bookworm"
-PACKAGES = ("attr", "bash", "iproute2", "procps", "python3-minimal", "sudo")
+PACKAGES = ("attr", "bash", "iproute2", "procps", "python3", "sudo")
 BUILD_TIMEOUT_S = 600
 FINISH = """
 set -e

@@ -1,7 +1,7 @@
 """A bench for runtimes: rootfs trees, network places and a guest that runs what it is asked, for real machines.
 
 The guest's first process is a server of a few lines, in place of the guest agent: it answers each connection with
-what a shell command printed. It needs nothing but python3-minimal.
+what a shell command printed. It needs nothing but Python.
 """
 
 import asyncio
@@ -146,9 +146,21 @@ class RuntimeBench:
         finally:
             os.close(descriptor)
 
-    def cgroups(self) -> list[str]:
-        """Every directory of this instance's, in whichever hierarchy."""
-        return [str(path) for path in CGROUP_ROOT.rglob(f"*{self.instance}*")]
+    def runtime_cgroups(self, spec: MachineSpec) -> list[Path]:
+        """Every cgroup of the machine's, in whichever hierarchy."""
+        found = CGROUP_ROOT.glob(f"**/firebrick-{self.instance}-*/{spec.machine_id}")
+        return list(found)
+
+    def left_of(self, spec: MachineSpec) -> list[str]:
+        """Cgroups, records and the runtime's state of the machine: nothing, once it is destroyed."""
+        states = [self.directory / "gvisor", self.directory / "container"]
+        kept = [path for state in states for path in state.rglob(f"*{spec.machine_id}*")]
+        return sorted(map(str, [*kept, *self.runtime_cgroups(spec)]))
+
+    def pids(self, spec: MachineSpec) -> set[int]:
+        """Every process of the machine's on the host."""
+        found = [directory / "cgroup.procs" for directory in self.runtime_cgroups(spec)]
+        return {int(word) for path in found if path.exists() for word in path.read_text().split()}
 
     async def close(self) -> None:
         for machine_id in self._specs:

@@ -176,9 +176,9 @@ def _spec(base: Path, rootfs: Rootfs, place: Path) -> MachineSpec:
 async def _hear(directory: Path) -> None:
     """Return when the program has said what it was to say."""
     heard = ""
-    with open_console(directory) as console:
+    with open_console(directory):
         while PROOF not in heard:
-            heard += console_tail(console)
+            heard += console_tail(directory)
             await asyncio.sleep(_POLL_S)
 
 

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from firebrick.linux.cgroup import Cgroup, CgroupFailed, CgroupLayout, CgroupLimits, CgroupParent, read_layout
 from firebrick.linux.launch import Launch, launch
+from firebrick.linux.netns import in_own_thread
 from firebrick.linux.process import CommandFailed, ProcessRef
 from firebrick.linux.process_watch import ProcessWatch, processes_with_arguments
 from firebrick.linux.undo import UndoStack
+from firebrick.log import get_log
 from firebrick.model.errors import WrongState
 from firebrick.model.ids import MachineId, is_machine_id
 from firebrick.model.machine import ExitCause, MachineExit, Usage
@@ -30,8 +32,8 @@ from firebrick.runtimes.console import console_tail, open_console
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 20.0
-SIGKILL_STATUSES = (-9, 137)
-"""How a first process that the kernel killed for memory looks; the second where a shell or sentry passed it on."""
+
+log = get_log("runtimes")
 
 _MACHINE_ID = re.compile(r"m[a-z0-9]{19}")
 
@@ -60,12 +62,22 @@ class DetachedMachines:
         runtime_root: below it, where the runtime keeps its state: files and directories with the machine's id in
             their names. Its path stands in the command line of every process of the runtime's own.
         parent: name of the cgroup above all machines.
+        oom_statuses: exit codes of a machine whose first process the kernel killed for memory.
     """
 
-    def __init__(self, *, state_dir: Path, runtime_root: Path, parent: str, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        runtime_root: Path,
+        parent: str,
+        oom_statuses: frozenset[int],
+        start_timeout_s: float,
+    ) -> None:
         self._records = state_dir / "machines"
         self._root = runtime_root
         self._parent = parent
+        self._oom_statuses = oom_statuses
         self._start_timeout_s = start_timeout_s
         self._layout: CgroupLayout | None = None
         self._watches: dict[MachineId, ProcessWatch] = {}
@@ -95,15 +107,22 @@ class DetachedMachines:
             raise WrongState(f"The machine {machine_id} has been started already.")
         try:
             async with UndoStack() as undo:
-                undo.push(lambda: self.destroy(machine_id))
+                undo.push(lambda: self._undo_start(machine_id))
                 group = await self._cgroups.make(machine_id, limits)
-                watch = await self._launch(spec, group, await asyncio.to_thread(plan))
+                watch = await self._launch(spec, group, await in_own_thread(plan))
                 self._watches[machine_id] = watch
-                await asyncio.to_thread(self._write_record, machine_id, watch.ref)
+                await in_own_thread(lambda: self._write_record(machine_id, watch.ref))
                 undo.release()
         except (OSError, CgroupFailed, CommandFailed, ValueError) as exc:
             raise RuntimeFailed(f"The machine {machine_id} could not be started.", detail=str(exc)) from exc
         return self.status(machine_id)
+
+    async def _undo_start(self, machine_id: MachineId) -> None:
+        try:
+            await self.destroy(machine_id)
+        except RuntimeFailed as exc:
+            # What went wrong first is what the caller must hear; `recover` finds this one by its cgroup.
+            log.error("machine.start_undo_failed", machine_id=machine_id, reason=exc.message, detail=exc.detail)
 
     async def _launch(self, spec: MachineSpec, group: Cgroup, plan: StartPlan) -> ProcessWatch:
         with open_console(spec.directory) as console:
@@ -114,14 +133,14 @@ class DetachedMachines:
             status = await launch(what, timeout_s=self._start_timeout_s)
             argv = [str(part) for part in plan.argv]
             if status != 0:
-                raise CommandFailed(argv, status, console_tail(console))
+                raise CommandFailed(argv, status, console_tail(spec.directory))
             # NOTE: the pid is the runtime's word. It is watched only if that process is in the machine's cgroup.
             watch = ProcessWatch.open(_read_pid(plan.pid_file))
             if watch is not None and watch.ref.pid in group.pids():
                 return watch
             if watch is not None:
                 watch.close()
-            raise CommandFailed(argv, status, f"its first process has ended. {console_tail(console)}")
+            raise CommandFailed(argv, status, f"its first process has ended. {console_tail(spec.directory)}")
 
     async def destroy(self, machine_id: MachineId) -> None:
         """End it and remove all that is left of it. Idempotent. Raises RuntimeFailed when it resists."""
@@ -157,7 +176,7 @@ class DetachedMachines:
         if machine_id in self._ending or machine_id not in self._watches:
             return MachineExit(machine_id=machine_id, cause=ExitCause.DESTROYED)
         reading = self.cgroup(machine_id).read_usage()
-        is_oom = reading is not None and reading.oom_kill_count > 0 and code in (None, *SIGKILL_STATUSES)
+        is_oom = reading is not None and reading.oom_kill_count > 0 and (code is None or code in self._oom_statuses)
         return MachineExit(
             machine_id=machine_id, cause=ExitCause.OOM if is_oom else ExitCause.GUEST_EXIT, exit_code=code
         )

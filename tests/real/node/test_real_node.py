@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from firebrick.builder.agent_image import build_agent_image
 
+from firebrick.builder.agent_image import build_agent_image
 from firebrick.model.errors import FirebrickError
 from firebrick.model.machine import ExitCause, RuntimeName
 from firebrick.network.layout import instance_name

@@ -11,6 +11,7 @@ killing its cgroup and removing what the runtime remembers of it.
 import asyncio
 import platform
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,9 +56,12 @@ class ContainerRuntime:
         self._binary = binary
         self._root = state_dir / "oci"
         self._is_crun: bool | None = None
-        self._parent = f"firebrick-{instance}-container"
         self._machines = DetachedMachines(
-            state_dir=state_dir, runtime_root=self._root, parent=self._parent, start_timeout_s=start_timeout_s
+            state_dir=state_dir,
+            runtime_root=self._root,
+            parent=f"firebrick-{instance}-container",
+            oom_statuses=frozenset({-signal.SIGKILL}),
+            start_timeout_s=start_timeout_s,
         )
 
     async def start(self, spec: MachineSpec) -> MachineStatus:

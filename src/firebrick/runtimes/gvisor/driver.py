@@ -45,6 +45,10 @@ THREADS_PER_PROCESS_COUNT = 2
 """A guest process is a thread of its own and one of the sentry's. The guest's own limit is RLIMIT_NPROC, which
 the sentry holds per user; this one is for a sentry that was taken over."""
 
+OOM_STATUSES = frozenset({-9, 1})
+"""The kernel kills the sentry, or the process of the host that a guest process runs in; the sentry then ends that
+guest process with 1."""
+
 _HOST_SYSCTL = Path("/proc/sys/net/core/rmem_default")
 
 
@@ -80,6 +84,7 @@ class GvisorRuntime:
             state_dir=state_dir,
             runtime_root=self._root,
             parent=f"firebrick-{instance}-gvisor",
+            oom_statuses=OOM_STATUSES,
             start_timeout_s=start_timeout_s,
         )
 
