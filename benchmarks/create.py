@@ -15,7 +15,8 @@ from e2b import Sandbox
 from benchmarks.figures import Figures, machine
 from benchmarks.plain import LOGIN_TRUE, base_image, plain
 from tests.support.instance import Instance, instance
-from tests.support.wait import wait_for_sync
+
+SETTLE_S = 2.0
 
 
 def create_and_run(found: Instance) -> None:
@@ -33,8 +34,7 @@ def measure_warm(figures: Figures, runtime: str, count: int) -> None:
     with instance(runtime=runtime, warm_count="2") as found:
         create_and_run(found)
         for _ in range(count):
-            end_all(found)
-            wait_for_sync(lambda: warm_count(found) >= 2, timeout_s=60)
+            settle(found)
             with figures.timed("warm: create → first command"):
                 create_and_run(found)
         end_all(found)
@@ -48,7 +48,7 @@ def measure_cold(figures: Figures, runtime: str, count: int) -> None:
     with instance(runtime=runtime, warm_count="0") as found:
         create_and_run(found)
         for _ in range(count):
-            end_all(found)
+            settle(found)
             with figures.timed("cold: create → first command"):
                 create_and_run(found)
         end_all(found)
@@ -57,12 +57,10 @@ def measure_cold(figures: Figures, runtime: str, count: int) -> None:
         end_all(found)
 
 
-def warm_count(found: Instance) -> int:
-    """Machines that wait ready, as the control plane's metrics tell."""
-    for line in found.api("GET", "/metrics").text.splitlines():
-        if line.startswith("firebrick_node_warm_sandboxes"):
-            return int(float(line.rpartition(" ")[2]))
-    return 0
+def settle(found: Instance) -> None:
+    """End everything and let tear-down, slots and warm machines come to rest: what is timed is one create alone."""
+    end_all(found)
+    time.sleep(SETTLE_S)
 
 
 def idle_pss_mib(found: Instance) -> float:
