@@ -6,6 +6,7 @@ template takes minutes and is the same for all; everything else is new and is re
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -83,12 +84,12 @@ def free_ports(count: int) -> list[int]:
 def free_prefix() -> str:
     """A /20 for slots that no route of this host touches."""
     routes = subprocess.run(["ip", "-4", "route"], capture_output=True, text=True).stdout
-    for second in range(64, 128):
-        for third in range(0, 256, 16):
-            # 10.64.0.0 to 10.127.240.0: nothing of a test machine is likely there, and routes tell if it is.
-            if f"10.{second}." not in routes:
-                return f"10.{second}.{third}.0/20"
-    raise RuntimeError("every /20 from 10.64.0.0 to 10.127.0.0 is routed")
+    # 10.64.0.0 to 10.127.255.255: nothing of a test machine is likely there, and routes tell if it is. Any of them,
+    # not the first: another run that starts at this moment sees the same routes.
+    free = [second for second in range(64, 128) if f"10.{second}." not in routes]
+    if not free:
+        raise RuntimeError("every /16 from 10.64.0.0 to 10.127.0.0 is routed")
+    return f"10.{random.choice(free)}.{16 * random.randrange(16)}.0/20"
 
 
 @contextmanager
