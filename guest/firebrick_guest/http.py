@@ -41,11 +41,13 @@ REASONS = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     416: "Range Not Satisfiable",
+    426: "Upgrade Required",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     499: "Client Closed Request",
     500: "Internal Server Error",
     501: "Not Implemented",
+    502: "Bad Gateway",
     503: "Service Unavailable",
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
@@ -70,6 +72,10 @@ class Exchange:
     @property
     def body_is_read(self) -> bool:
         return self._decoder.is_done if self._decoder else self._left == 0
+
+    @property
+    def local_port(self) -> int:
+        return int(self._connection.transport.get_extra_info("sockname")[1])
 
     async def read(self) -> bytes:
         """The next piece of the body, at most PIECE_BYTES; b"" at its end.
@@ -148,6 +154,21 @@ class Exchange:
         """Wait while the client has more than WRITE_AHEAD_BYTES to read."""
         if self._connection.is_write_paused:
             await self._connection.wait_writable()
+
+    def switch_protocol(self, name: str, protocol: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
+        """Answer 101 and give the connection away: its transport, and what the client has sent already. The
+        handler keeps it for as long as it runs."""
+        connection = self._connection
+        self.is_answered = self.is_finished = True
+        self.keep_alive = False
+        connection.transport.write(
+            f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {name}\r\n\r\n".encode()
+        )
+        early = bytes(connection.buffer)
+        connection.buffer.clear()
+        connection.transport.set_protocol(protocol)
+        connection.transport.resume_reading()
+        return connection.transport, early
 
     def _begin(self, status: int, headers: str, body: bytes) -> None:
         self.is_answered = True

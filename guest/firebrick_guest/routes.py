@@ -13,6 +13,7 @@ from firebrick_guest.connect import (
 from firebrick_guest.errors import ConnectError, HttpError
 from firebrick_guest.files import FileRoutes
 from firebrick_guest.filesystem_rpc import FilesystemService
+from firebrick_guest.forward import forward_port
 from firebrick_guest.http import Exchange
 from firebrick_guest.init import InitRoute
 from firebrick_guest.logs import EventLog
@@ -21,6 +22,7 @@ from firebrick_guest.process_rpc import ProcessService
 from firebrick_guest.settings import Settings
 
 MAX_LOG_COUNT = 1000
+PORT_PREFIX = "/firebrick/port/"
 
 
 class Routes:
@@ -60,6 +62,11 @@ class Routes:
             elif (method, path) in self.control:
                 check_control(exchange.head, self._settings.control_token)
                 await self._serve_control(exchange)
+            elif path.startswith(PORT_PREFIX) and self._settings.is_ready:
+                # No credential: whoever gets here reaches every port of the machine's address as well, and only the
+                # host does. What the sandbox's owner wants of visitors is the edge's to ask.
+                self._require(exchange, "GET")
+                await forward_port(exchange, path.removeprefix(PORT_PREFIX), exchange.local_port)
             else:
                 await self._serve_client(exchange)
         except HttpError:
