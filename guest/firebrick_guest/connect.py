@@ -116,8 +116,9 @@ class ServerStream:
             self.exchange.begin_stream(200, _STREAM_HEADERS)
         self.exchange.end_stream(last + end_frame(error))
 
-    async def drain(self) -> None:
-        await self.exchange.drain()
+    async def drain(self, ahead_bytes: int) -> None:
+        """Wait while the client has more than `ahead_bytes` to read."""
+        await self.exchange.drain(ahead_bytes)
 
 
 def timeout_s(exchange: Exchange) -> float | None:

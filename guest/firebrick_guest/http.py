@@ -24,6 +24,9 @@ BODY_TIMEOUT_S = 60.0
 # answer and not a reset.
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_S = 5.0
+# A client that has closed its sending half may still read, or be gone: what waits for nothing is done by then,
+# and of a stream the second probe fails if nobody is there (the first is answered by a reset).
+HALF_CLOSED_S = (0.2, 1.0)
 
 REASONS = {
     200: "OK",
@@ -143,15 +146,21 @@ class Exchange:
     def write_raw(self, piece: bytes) -> None:
         self._connection.transport.write(piece)
 
+    def probe_with(self, piece: bytes) -> None:
+        """Let the connection send `piece` of this stream at any time to learn whether the client is still there."""
+        self._connection.probe = _chunk(piece) if self.head.keep_alive else piece
+
     def end_stream(self, last: bytes = b"") -> None:
+        self._connection.probe = b""
         if self.head.keep_alive:
             last = (_chunk(last) if last else b"") + b"0\r\n\r\n"
         if last:
             self._connection.transport.write(last)
         self.is_finished = True
 
-    async def drain(self) -> None:
-        """Wait while the client has more than WRITE_AHEAD_BYTES to read."""
+    async def drain(self, ahead_bytes: int = WRITE_AHEAD_BYTES) -> None:
+        """Wait while the client has more than `ahead_bytes` to read."""
+        self._connection.limit_write_ahead(ahead_bytes)
         if self._connection.is_write_paused:
             await self._connection.wait_writable()
 
@@ -194,9 +203,12 @@ class Connection(asyncio.Protocol):
         self.buffer = bytearray()
         self._is_read_paused = False
         self.is_write_paused = False
+        self._write_ahead_bytes = WRITE_AHEAD_BYTES
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._is_lost = False
+        self._is_half_closed = False
+        self.probe = b""
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -216,6 +228,25 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
         _wake(self._waiter)
 
+    def eof_received(self) -> bool:
+        self._is_half_closed = True
+        _wake(self._waiter)
+        self._look_after(*HALF_CLOSED_S)
+        return True
+
+    def _look_after(self, delay_s: float, *following_s: float) -> None:
+        """Drop a half-closed connection when its client turns out to be gone."""
+
+        def look() -> None:
+            if not self.probe:
+                self.transport.close()
+                return
+            self.transport.write(self.probe)
+            if following_s:
+                self._look_after(*following_s)
+
+        asyncio.get_running_loop().call_later(delay_s, look)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
         _wake(self._writable)
@@ -229,6 +260,11 @@ class Connection(asyncio.Protocol):
         self.is_write_paused = False
         _wake(self._writable)
 
+    def limit_write_ahead(self, size_bytes: int) -> None:
+        if size_bytes != self._write_ahead_bytes:
+            self._write_ahead_bytes = size_bytes
+            self.transport.set_write_buffer_limits(high=size_bytes)
+
     def relieve(self) -> None:
         """Go on reading once what was read ahead is consumed."""
         if self._is_read_paused and len(self.buffer) <= READ_AHEAD_BYTES // 2:
@@ -237,7 +273,7 @@ class Connection(asyncio.Protocol):
 
     async def more(self, timeout_s: float | None) -> None:
         """Wait for bytes. Raises HttpError 408 after `timeout_s`."""
-        if self._is_lost:
+        if self._is_lost or self._is_half_closed:
             raise ConnectionResetError
         self.relieve()
         self._waiter = asyncio.get_running_loop().create_future()
@@ -323,6 +359,8 @@ class Connection(asyncio.Protocol):
                 raw = bytes(buffer[:end])
                 del buffer[: end + 4]
                 return parse_head(raw)
+            if self._is_half_closed:
+                return None
             searched = len(buffer)
             if searched > MAX_HEAD_BYTES:
                 raise HttpError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes", close=True)

@@ -3,7 +3,8 @@
     running ──exit──▶ exited ──both outputs closed, or killed by us──▶ ended
 
 A command that left a background child behind keeps its stream open as long as that child holds the output,
-but one that was killed through us ends at once. Without a reader its output goes to a ring; it never waits.
+but one that was killed through us ends at once. Its last output is in a ring, for whoever comes late; without a
+reader it never waits.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from collections.abc import Callable
 from firebrick_guest.connect import frame
 from firebrick_guest.errors import ConnectError
 from firebrick_guest.json_text import dump_json
-from firebrick_guest.output import Ring, Subscriber
+from firebrick_guest.output import StreamBudget, Subscriber
+from firebrick_guest.ring import Ring
 
 READ_BYTES = 32 * 1024
 PTY_READ_BYTES = 16 * 1024
@@ -65,13 +67,14 @@ class Process:
         info: dict[str, object],
         stdin: int | None,
         outputs: dict[int, str],
+        ring: Ring,
         ended: Callable[["Process"], None],
     ) -> None:
         self.pid = pid
         self.info = info
         self.tag = info.get("tag")
         self.is_pty = "pty" in outputs.values()
-        self.ring = Ring()
+        self.ring = ring
         self.status = "running"
         self.end: bytes | ConnectError | None = None
         self._loop = asyncio.get_running_loop()
@@ -81,6 +84,7 @@ class Process:
         self._outputs = outputs
         self._on_end = ended
         self._wait_status: int | None = None
+        self._gone = self._loop.create_future()
         self._is_killed = False
         self._is_expired = False
         self._is_paused = False
@@ -89,10 +93,10 @@ class Process:
         for descriptor in outputs:
             self._loop.add_reader(descriptor, self._read, descriptor)
 
-    def subscribe(self) -> Subscriber:
-        """Follow from now on, after what the ring still holds."""
-        subscriber = Subscriber(self._resume)
-        for kind, data in self.ring.pieces():
+    def subscribe(self, budget: StreamBudget, since: int) -> Subscriber:
+        """Follow from now on, after what the ring still holds from byte number `since` on."""
+        subscriber = Subscriber(self._resume, budget, max(since, self.ring.first_seq))
+        for kind, data in self.ring.pieces(since):
             subscriber.push(kind, data)
         if self.end is not None:
             subscriber.finish(self.end)
@@ -101,6 +105,7 @@ class Process:
         return subscriber
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
+        subscriber.close()
         self._subscribers.discard(subscriber)
         self._resume()
 
@@ -115,6 +120,10 @@ class Process:
             os.kill(self.pid, number)
         else:
             self._finish()
+
+    async def gone(self, timeout_s: float) -> None:
+        """Wait until the kernel knows it no more, at most `timeout_s`."""
+        await asyncio.wait([self._gone], timeout=timeout_s)
 
     async def write(self, data: bytes) -> None:
         """Write all of `data` to its input, waiting while it does not read. Raises ConnectError."""
@@ -139,6 +148,7 @@ class Process:
     def exited(self, wait_status: int) -> None:
         """The reaper's word."""
         self._wait_status = wait_status
+        self._gone.set_result(None)
         if self._is_killed or not self._outputs:
             self._finish()
         elif not self._is_paused:
@@ -196,9 +206,6 @@ class Process:
         else:
             self.end = frame(dump_json({"event": {"end": end_event(self._wait_status)}}))
         self.status = str(end_event(self._wait_status)["status"])
-        if self._subscribers:
-            # Somebody has it all; only what nobody has seen is kept for a late reader.
-            self.ring.clear()
         for subscriber in self._subscribers:
             subscriber.finish(self.end)
         self._subscribers.clear()

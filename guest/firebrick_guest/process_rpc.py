@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import termios
 import time
 
@@ -19,17 +20,20 @@ from firebrick_guest.http import Exchange
 from firebrick_guest.json_text import as_text, binary, dump_json, flag, number, submessage, text, text_list, text_map
 from firebrick_guest.launch import Launch, start_with_pipes, start_with_terminal
 from firebrick_guest.logs import EventLog
-from firebrick_guest.output import MAX_EVENT_BYTES
+from firebrick_guest.output import StreamBudget, data_frames
 from firebrick_guest.process import Process
 from firebrick_guest.reaper import Reaper
+from firebrick_guest.ring import Ring, RingPool
 from firebrick_guest.settings import Settings
 from firebrick_guest.users import resolve_path
 
 SIGNALS = {"SIGNAL_SIGTERM": 15, "SIGNAL_SIGKILL": 9, "15": 15, "9": 9}
-# An ended command is remembered this long, so that a client that was away learns how it ended.
-RETAIN_S = 30.0
-RETAIN_COUNT = 4096
-RETAIN_BYTES = 4 * 1024 * 1024
+# An ended command is remembered this long, so that a client that was away learns how it ended and what it said.
+RETAIN_S = 300.0
+RETAIN_COUNT = 2000
+# A killed process is gone when the answer comes, unless the kernel cannot end it that fast.
+KILL_WAIT_S = 2.0
+SINCE_HEADER = "firebrick-since"
 # Under load output goes out at most this often; the first piece after a silence at once.
 FLUSH_S = 0.003
 KEEPALIVE_FRAME = frame(b'{"event":{"keepalive":{}}}')
@@ -44,25 +48,31 @@ class ProcessService:
         self._limits = limits
         self._log = log
         self._running: dict[int, Process] = {}
-        self._ended: dict[int, Process] = {}
+        # In the order of their ends, with the time when each is forgotten.
+        self._ended: dict[int, tuple[float, Process]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._rings = RingPool()
+        self._budget = StreamBudget()
 
     # RPCs
 
     async def start(self, stream: ServerStream, request: Message) -> None:
         timeout = timeout_s(stream.exchange)
-        silence_s = keepalive_s(stream.exchange)
+        since = _since(stream.exchange)
         process = self._start(stream.exchange, request)
         if timeout:
             process.expire_after(timeout)
-        await self._follow(process, stream, silence_s)
+        await self._follow(process, stream, since)
 
     async def connect(self, stream: ServerStream, request: Message) -> None:
         timeout = timeout_s(stream.exchange)
-        silence_s = keepalive_s(stream.exchange)
+        since = _since(stream.exchange)
         process = self._select(request, also_ended=True)
+        if since is not None and since > process.ring.end_seq:
+            raise ConnectError("out_of_range", f"the process has printed {process.ring.end_seq} bytes so far")
         try:
             async with asyncio.timeout(timeout or None):
-                await self._follow(process, stream, silence_s)
+                await self._follow(process, stream, since)
         except TimeoutError as exc:
             raise ConnectError("deadline_exceeded", "the stream's timeout has passed") from exc
 
@@ -100,6 +110,8 @@ class ProcessService:
         if wanted is None:
             raise ConnectError("invalid_argument", "signal must be SIGNAL_SIGTERM or SIGNAL_SIGKILL")
         process.send_signal(wanted)
+        if wanted == signal.SIGKILL:
+            await process.gone(KILL_WAIT_S)
         return {}
 
     async def close_stdin(self, exchange: Exchange, request: Message) -> Message:
@@ -129,7 +141,7 @@ class ProcessService:
         except OSError as exc:
             raise ConnectError("resource_exhausted", f"no process can be started: {exc.strerror}") from exc
         self._running[process.pid] = process
-        self._ended.pop(process.pid, None)
+        self._forget(process.pid)
         self._log.add("info", "process started", pid=process.pid, cmd=argv[0], user=user.name)
         return process
 
@@ -137,7 +149,7 @@ class ProcessService:
         child = start_with_pipes(launch, self._limits)
         info["pid"] = child.pid
         process = Process(
-            child.pid, info, child.stdin, {child.stdout: "stdout", child.stderr: "stderr"}, self._remember
+            child.pid, info, child.stdin, {child.stdout: "stdout", child.stderr: "stderr"}, self._ring(), self._remember
         )
         failed = child.failed_code
         self._reaper.watch(child.pid, lambda status: process.exited(status if failed is None else failed << 8))
@@ -159,67 +171,98 @@ class ProcessService:
         finally:
             os.close(slave)
         info["pid"] = pid
-        process = Process(pid, info, master, {master: "pty"}, self._remember)
+        process = Process(pid, info, master, {master: "pty"}, self._ring(), self._remember)
         self._reaper.watch(pid, process.exited)
         return process
 
-    async def _follow(self, process: Process, stream: ServerStream, silence_s: int) -> None:
-        subscriber = process.subscribe()
+    def _ring(self) -> Ring:
+        return Ring(self._rings)
+
+    async def _follow(self, process: Process, stream: ServerStream, since: int | None) -> None:
+        silence_s = keepalive_s(stream.exchange)
+        subscriber = process.subscribe(self._budget, since or 0)
         try:
-            stream.send(dump_json({"event": {"start": {"pid": process.pid}}}))
+            start: Message = {"pid": process.pid}
+            if since is not None:
+                start["seq"] = str(subscriber.seq)
+            stream.send(dump_json({"event": {"start": start}}))
+            stream.exchange.probe_with(KEEPALIVE_FRAME)
             flushed_at = 0.0
             while True:
                 if subscriber.is_idle and not await subscriber.wait(silence_s):
                     stream.send_frames(KEEPALIVE_FRAME)
                     continue
+                share_bytes = self._budget.share_bytes
                 early_s = flushed_at + FLUSH_S - time.monotonic()
                 if early_s > 0:
-                    await subscriber.wait(early_s, MAX_EVENT_BYTES)
-                frames = subscriber.take()
-                if isinstance(subscriber.end, bytes):
-                    stream.end(last=frames + subscriber.end)
-                    return
-                if subscriber.end is not None:
-                    stream.end(subscriber.end, last=frames)
+                    await subscriber.wait(early_s, share_bytes // 2)
+                seq = subscriber.seq if since is not None else None
+                frames = data_frames(subscriber.take(share_bytes), seq)
+                if subscriber.is_over:
+                    if isinstance(subscriber.end, bytes):
+                        stream.end(last=frames + subscriber.end)
+                    else:
+                        stream.end(subscriber.end, last=frames)
                     return
                 stream.send_frames(frames)
                 flushed_at = time.monotonic()
-                await stream.drain()
+                await stream.drain(share_bytes)
         finally:
             process.unsubscribe(subscriber)
 
     def _remember(self, process: Process) -> None:
         self._log.add("info", "process exited", pid=process.pid, status=process.status)
         self._running.pop(process.pid, None)
-        self._ended[process.pid] = process
-        asyncio.get_running_loop().call_later(RETAIN_S, self._forget, process)
-        kept_bytes = sum(other.ring.size_bytes for other in self._ended.values()) if process.ring.size_bytes else 0
-        for other in list(self._ended.values()):
-            if len(self._ended) > RETAIN_COUNT:
-                del self._ended[other.pid]
-            if kept_bytes > RETAIN_BYTES:
-                kept_bytes -= other.ring.size_bytes
-                other.ring.clear()
+        process.info = {}
+        loop = asyncio.get_running_loop()
+        self._ended[process.pid] = (loop.time() + RETAIN_S, process)
+        if len(self._ended) > RETAIN_COUNT:
+            self._forget(next(iter(self._ended)))
+        if self._sweep is None:
+            self._sweep = loop.call_later(RETAIN_S, self._forget_old)
 
-    def _forget(self, process: Process) -> None:
-        if self._ended.get(process.pid) is process:
-            del self._ended[process.pid]
+    def _forget(self, pid: int) -> None:
+        _, process = self._ended.pop(pid, (0.0, None))
+        if process is not None:
+            process.ring.close()
+
+    def _forget_old(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = None
+        for pid, (forget_at, _) in list(self._ended.items()):
+            if forget_at > loop.time():
+                self._sweep = loop.call_at(forget_at, self._forget_old)
+                break
+            self._forget(pid)
 
     def _select(self, request: Message, *, also_ended: bool = False) -> Process:
         selector = submessage(request, "process") or {}
-        pools = (self._running, self._ended) if also_ended else (self._running,)
         if "tag" in selector:
             tag = as_text(selector["tag"], "tag")
-            for pool in pools:
-                for process in reversed(pool.values()):
-                    if process.tag == tag:
-                        return process
-            raise ConnectError("not_found", f"process with tag {tag} not found")
+            found = next((process for process in reversed(self._running.values()) if process.tag == tag), None)
+            if found is None and also_ended:
+                found = next((process for _, process in reversed(self._ended.values()) if process.tag == tag), None)
+            if found is None:
+                raise ConnectError("not_found", f"process with tag {tag} not found")
+            return found
         pid = number(selector, "pid", 0, low=0, high=2**32 - 1)
-        for pool in pools:
-            if pid in pool:
-                return pool[pid]
-        raise ConnectError("not_found", f"process with pid {pid} not found")
+        found = self._running.get(pid)
+        if found is None and also_ended and pid in self._ended:
+            found = self._ended[pid][1]
+        if found is None:
+            raise ConnectError("not_found", f"process with pid {pid} not found")
+        return found
+
+
+def _since(exchange: Exchange) -> int | None:
+    """From which byte of its output on a client of ours follows a process. None: one of E2B's, which did not ask
+    and is told no numbers. Raises ConnectError."""
+    raw = exchange.head.headers.get(SINCE_HEADER)
+    if raw is None:
+        return None
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 18:
+        raise ConnectError("invalid_argument", "Firebrick-Since must be a whole number")
+    return int(raw)
 
 
 async def _feed(process: Process, message: Message) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from firebrick_guest.connect import FrameDecoder, frame
 from firebrick_guest.errors import ConnectError
 from firebrick_guest.json_text import binary, load_json, number, text
-from firebrick_guest.output import Ring, data_frames
+from firebrick_guest.output import data_frames
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 20))
@@ -95,12 +95,6 @@ def test_neighbours_are_joined() -> None:
     assert decoder.next() == b'{"event":{"data":{"stdout":"YWI="}}}'
     assert decoder.next() == b'{"event":{"data":{"stderr":"Yw=="}}}'
     assert decoder.next() is None
-
-
-def test_the_ring_keeps_the_newest() -> None:
-    """The ring never holds more than its size and drops the oldest."""
-    ring = Ring()
-    for index in range(100):
-        ring.add("stdout", bytes([index]) * 4096)
-    assert ring.size_bytes == 64 * 1024
-    assert ring.pieces()[-1][1][0] == 99
+    numbered = data_frames([("stdout", b"ab"), ("stderr", b"c")], 7)
+    assert b'"stdout":"YWI=","seq":"7"' in numbered
+    assert b'"stderr":"Yw==","seq":"9"' in numbered
