@@ -6,13 +6,17 @@ from dataclasses import replace
 
 from firebrick.catalog.base import Route, Tombstone
 from firebrick.clock import Clock
-from firebrick.model.errors import NoCapacity, NotFound, Unavailable
-from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, new_machine_id
+from firebrick.model.errors import NoCapacity, NotFound, Unavailable, WrongState
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import ExitCause, RuntimeName
 from firebrick.rpc.node_api import (
     LogEntry,
     NodeDescription,
     NodeSandbox,
+    NodeSandboxState,
+    NodeSnapshot,
+    PausedSandbox,
+    PauseSandbox,
     SandboxExit,
     SandboxUsage,
     StartSandbox,
@@ -20,7 +24,8 @@ from firebrick.rpc.node_api import (
 
 
 class FakeNode:
-    """`before` and `after` hold functions that run around a method: raise there to lose a request or an answer."""
+    """`before` and `after` hold functions that run around a method: raise there to lose a request or an answer.
+    `can_freeze` False: a pause keeps the disk only, whatever was wished."""
 
     def __init__(self, node_id: NodeId, build_id: BuildId, clock: Clock) -> None:
         self.description = NodeDescription(
@@ -29,6 +34,10 @@ class FakeNode:
             warm_count=0,
         )  # fmt: skip
         self.running: dict[SandboxId, NodeSandbox] = {}
+        self.kept: dict[SandboxId, NodeSandbox] = {}
+        """Paused ones and those in the grace bin."""
+        self.snapshots: dict[SnapshotId, NodeSnapshot] = {}
+        self.can_freeze = True
         self.requests: dict[SandboxId, StartSandbox] = {}
         self.logs: dict[SandboxId, list[LogEntry]] = {}
         self.is_down = False
@@ -56,6 +65,11 @@ class FakeNode:
         for listener in self._listeners if is_heard else ():
             listener.put_nowait(event)
 
+    def reboot(self) -> None:
+        """The host comes back: what ran is gone, what was paused is there without its memory."""
+        self.running.clear()
+        self.kept = {item: replace(sandbox, keeps_memory=False, address="") for item, sandbox in self.kept.items()}
+
     @property
     def is_watched(self) -> bool:
         return bool(self._listeners)
@@ -76,27 +90,107 @@ class FakeNode:
         self._enter("start_sandbox")
         if self.start_gate is not None:
             await self.start_gate.wait()
+        if request.sandbox_id in self.kept:
+            raise WrongState("It is paused here.")
+        if request.snapshot_id is not None and request.snapshot_id not in self.snapshots:
+            raise NotFound("There is no such snapshot here.")
         if request.sandbox_id not in self.running:
-            if len(self.running) >= self.description.free_slot_count:
-                raise NoCapacity("Every slot is taken.")
-            machine_id: MachineId = new_machine_id()
-            self.requests[request.sandbox_id] = request
-            self.running[request.sandbox_id] = NodeSandbox(
-                sandbox_id=request.sandbox_id, machine_id=machine_id, runtime=RuntimeName.SIM,
-                address="10.111.0.1", started_at=self._clock.now(), from_warm=False,
-            )  # fmt: skip
+            self._run(request)
         self._leave("start_sandbox")
         return self.running[request.sandbox_id]
 
-    async def kill_sandbox(self, sandbox_id: SandboxId) -> bool:
+    def _run(self, request: StartSandbox) -> None:
+        if len(self.running) >= self.description.free_slot_count:
+            raise NoCapacity("Every slot is taken.")
+        machine_id: MachineId = new_machine_id()
+        self.requests[request.sandbox_id] = request
+        self.running[request.sandbox_id] = NodeSandbox(
+            sandbox_id=request.sandbox_id, machine_id=machine_id, runtime=RuntimeName.SIM,
+            address="10.111.0.1", started_at=self._clock.now(), from_warm=False,
+        )  # fmt: skip
+
+    async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
+        self._enter("pause_sandbox")
+        found = self.running.pop(request.sandbox_id, None) or self.kept.get(request.sandbox_id)
+        if found is None:
+            raise NotFound("It does not run here.")
+        was_running = found.state is NodeSandboxState.RUNNING
+        keeps_memory = request.keep_memory and self.can_freeze and (was_running or found.keeps_memory)
+        paused = replace(
+            found, state=NodeSandboxState.PAUSED, keeps_memory=keeps_memory, kept_memory=False,
+            address=found.address if keeps_memory else "", paused_at=found.paused_at or self._clock.now(),
+        )  # fmt: skip
+        self.kept[request.sandbox_id] = paused
+        self._leave("pause_sandbox")
+        assert paused.paused_at is not None
+        return PausedSandbox(
+            sandbox_id=paused.sandbox_id, machine_id=paused.machine_id, keeps_memory=keeps_memory,
+            paused_at=paused.paused_at, disk_bytes=4,
+        )  # fmt: skip
+
+    async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
+        self._enter("resume_sandbox")
+        if request.sandbox_id not in self.running:
+            paused = self.kept.get(request.sandbox_id)
+            if paused is None:
+                raise NotFound("Nothing of it is kept here.")
+            if paused.keeps_memory and request.keep_memory:
+                self.running[request.sandbox_id] = replace(
+                    paused, state=NodeSandboxState.RUNNING, keeps_memory=False, kept_memory=True, paused_at=None
+                )
+                self.requests[request.sandbox_id] = request
+            else:
+                self._run(request)
+            del self.kept[request.sandbox_id]
+        self._leave("resume_sandbox")
+        return self.running[request.sandbox_id]
+
+    async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
         self._enter("kill_sandbox")
-        was_running = self.running.pop(sandbox_id, None) is not None
+        found = self.running.pop(sandbox_id, None) or self.kept.pop(sandbox_id, None)
+        if found is not None and keep_disk:
+            self.kept[sandbox_id] = replace(
+                found, state=NodeSandboxState.KEPT, keeps_memory=False, kept_memory=False, address="",
+                paused_at=found.paused_at or self._clock.now(),
+            )  # fmt: skip
         self._leave("kill_sandbox")
-        return was_running
+        return found is not None
+
+    async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
+        self._enter("discard_sandbox")
+        if sandbox_id in self.running:
+            raise WrongState("It runs.")
+        was_here = self.kept.pop(sandbox_id, None) is not None
+        self._leave("discard_sandbox")
+        return was_here
+
+    async def snapshot_sandbox(
+        self, sandbox_id: SandboxId, snapshot_id: SnapshotId, *, keep_memory: bool
+    ) -> NodeSnapshot:
+        self._enter("snapshot_sandbox")
+        if snapshot_id not in self.snapshots:
+            if sandbox_id not in self.running and sandbox_id not in self.kept:
+                raise NotFound("It is not here.")
+            self.snapshots[snapshot_id] = NodeSnapshot(
+                snapshot_id=snapshot_id, build_id=self.requests[sandbox_id].build_id, runtime=RuntimeName.SIM,
+                keeps_memory=False, disk_bytes=4, stored_bytes=2, created_at=self._clock.now(),
+            )  # fmt: skip
+        self._leave("snapshot_sandbox")
+        return self.snapshots[snapshot_id]
+
+    async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
+        self._enter("delete_snapshot")
+        was_here = self.snapshots.pop(snapshot_id, None) is not None
+        self._leave("delete_snapshot")
+        return was_here
+
+    async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
+        self._enter("list_snapshots")
+        return tuple(self.snapshots.values())
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
         self._enter("list_sandboxes")
-        return tuple(self.running.values())
+        return (*self.running.values(), *self.kept.values())
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
         self._enter("read_usage")

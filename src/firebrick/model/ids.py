@@ -17,6 +17,7 @@ BuildId = NewType("BuildId", str)
 TeamId = NewType("TeamId", str)
 KeyId = NewType("KeyId", str)
 NodeId = NewType("NodeId", str)
+SnapshotId = NewType("SnapshotId", str)
 
 ALPHABET = string.ascii_lowercase + string.digits
 SANDBOX_ID_CHARS = 20
@@ -24,6 +25,7 @@ MACHINE_ID_CHARS = 19
 
 SANDBOX_ID_PATTERN = re.compile(rf"i[a-z0-9]{{{SANDBOX_ID_CHARS}}}\Z")
 MACHINE_ID_PATTERN = re.compile(rf"m[a-z0-9]{{{MACHINE_ID_CHARS}}}\Z")
+SNAPSHOT_ID_PATTERN = re.compile(r"s[a-z0-9]{19}\Z")
 
 
 def _random(count: int) -> str:
@@ -40,9 +42,18 @@ def new_machine_id() -> MachineId:
     return MachineId("m" + _random(MACHINE_ID_CHARS))
 
 
+def new_snapshot_id() -> SnapshotId:
+    """Mint the id by which nodes know one snapshot; it names files. Users see names of the control plane."""
+    return SnapshotId("s" + _random(19))
+
+
 def is_sandbox_id(text: str) -> bool:
     return SANDBOX_ID_PATTERN.match(text) is not None
 
 
 def is_machine_id(text: str) -> bool:
     return MACHINE_ID_PATTERN.match(text) is not None
+
+
+def is_snapshot_id(text: str) -> bool:
+    return SNAPSHOT_ID_PATTERN.match(text) is not None

@@ -10,11 +10,11 @@ import grpc
 
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, Internal, Invalid
-from firebrick.model.ids import SandboxId, is_sandbox_id
+from firebrick.model.ids import SandboxId, SnapshotId, is_sandbox_id, is_snapshot_id
 from firebrick.rpc import convert
 from firebrick.rpc import node_pb2 as pb
 from firebrick.rpc.errors import CODE_TRAILER, status_of
-from firebrick.rpc.node_api import NodeClient
+from firebrick.rpc.node_api import NodeClient, StartSandbox
 from firebrick.rpc.node_client import CHANNEL_OPTIONS
 from firebrick.rpc.node_pb2_grpc import NodeServicer, add_NodeServicer_to_server
 
@@ -36,16 +36,38 @@ class NodeService(NodeServicer):  # type: ignore[misc]
         return convert.description_to_wire(await _ask(context, self._node.describe()))
 
     async def StartSandbox(self, request: pb.StartSandboxRequest, context: Any) -> pb.NodeSandbox:
-        try:
-            start = convert.start_from_wire(request)
-        except ValueError as exc:
-            await _refuse(context, Invalid(f"The start of a sandbox names what this node does not know: {exc}."))
-        await _check_id(context, start.sandbox_id)
+        start = await _start_of(request, context)
         return convert.sandbox_to_wire(await _ask(context, self._node.start_sandbox(start)))
 
-    async def KillSandbox(self, request: pb.KillSandboxRequest, context: Any) -> pb.KillSandboxResponse:
+    async def PauseSandbox(self, request: pb.PauseSandboxRequest, context: Any) -> pb.PausedSandbox:
+        return convert.paused_to_wire(await _ask(context, self._node.pause_sandbox(convert.pause_from_wire(request))))
+
+    async def ResumeSandbox(self, request: pb.StartSandboxRequest, context: Any) -> pb.NodeSandbox:
+        start = await _start_of(request, context)
+        return convert.sandbox_to_wire(await _ask(context, self._node.resume_sandbox(start)))
+
+    async def DiscardSandbox(self, request: pb.DiscardSandboxRequest, context: Any) -> pb.DiscardSandboxResponse:
         sandbox_id = SandboxId(request.sandbox_id)
-        return pb.KillSandboxResponse(was_running=await _ask(context, self._node.kill_sandbox(sandbox_id)))
+        return pb.DiscardSandboxResponse(was_here=await _ask(context, self._node.discard_sandbox(sandbox_id)))
+
+    async def SnapshotSandbox(self, request: pb.SnapshotSandboxRequest, context: Any) -> pb.NodeSnapshot:
+        snapshot_id = await _check_snapshot_id(context, request.snapshot_id)
+        saving = self._node.snapshot_sandbox(
+            SandboxId(request.sandbox_id), snapshot_id, keep_memory=request.keep_memory
+        )  # fmt: skip
+        return convert.snapshot_to_wire(await _ask(context, saving))
+
+    async def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: Any) -> pb.DeleteSnapshotResponse:
+        snapshot_id = await _check_snapshot_id(context, request.snapshot_id)
+        return pb.DeleteSnapshotResponse(was_here=await _ask(context, self._node.delete_snapshot(snapshot_id)))
+
+    async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Any) -> pb.ListSnapshotsResponse:
+        found = await _ask(context, self._node.list_snapshots())
+        return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(snapshot) for snapshot in found])
+
+    async def KillSandbox(self, request: pb.KillSandboxRequest, context: Any) -> pb.KillSandboxResponse:
+        killing = self._node.kill_sandbox(SandboxId(request.sandbox_id), keep_disk=request.keep_disk)
+        return pb.KillSandboxResponse(was_running=await _ask(context, killing))
 
     async def ListSandboxes(self, request: pb.ListSandboxesRequest, context: Any) -> pb.ListSandboxesResponse:
         found = await _ask(context, self._node.list_sandboxes())
@@ -116,6 +138,24 @@ async def _ask(context: Any, asking: Awaitable[Answer]) -> Answer:
         # Task root of a request: the caller gets our error, the log gets the chain.
         log.exception("rpc.failed")
         await _refuse(context, Internal("The node agent failed; its log tells why.", detail=repr(exc)))
+
+
+async def _start_of(request: pb.StartSandboxRequest, context: Any) -> StartSandbox:
+    try:
+        start = convert.start_from_wire(request)
+    except ValueError as exc:
+        await _refuse(context, Invalid(f"The start of a sandbox names what this node does not know: {exc}."))
+    await _check_id(context, start.sandbox_id)
+    if start.snapshot_id is not None:
+        await _check_snapshot_id(context, start.snapshot_id)
+    return start
+
+
+async def _check_snapshot_id(context: Any, text: str) -> SnapshotId:
+    # NOTE: it names files, so it is checked before it goes anywhere.
+    if not is_snapshot_id(text):
+        await _refuse(context, Invalid(f"'{text}' is not a snapshot id."))
+    return SnapshotId(text)
 
 
 async def _check_id(context: Any, sandbox_id: SandboxId) -> SandboxId:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from firebrick.clock import Clock
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable
-from firebrick.model.ids import MachineId, SandboxId, new_machine_id
+from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import MachineExit, RuntimeName
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
@@ -32,6 +32,9 @@ from firebrick.rpc.node_api import (
     LogEntry,
     NodeDescription,
     NodeSandbox,
+    NodeSnapshot,
+    PausedSandbox,
+    PauseSandbox,
     SandboxExit,
     SandboxUsage,
     StartSandbox,
@@ -132,7 +135,27 @@ class NodeAgent:
         entry = self._living(request.sandbox_id) or self._begin(request)
         return await asyncio.shield(entry.answer)
 
-    async def kill_sandbox(self, sandbox_id: SandboxId) -> bool:
+    async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
+        raise Unavailable("This node cannot pause sandboxes yet.")
+
+    async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
+        raise NotFound(f"Nothing of the sandbox {request.sandbox_id} is kept on this node.")
+
+    async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
+        return False
+
+    async def snapshot_sandbox(
+        self, sandbox_id: SandboxId, snapshot_id: SnapshotId, *, keep_memory: bool
+    ) -> NodeSnapshot:
+        raise Unavailable("This node cannot make snapshots yet.")
+
+    async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
+        return False
+
+    async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
+        return ()
+
+    async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
         entry = self._living(sandbox_id)
         if entry is None:
             return False

@@ -5,13 +5,17 @@ What arrives is checked as it is converted: an unknown runtime or cause is an er
 
 from datetime import UTC, datetime, timedelta
 
-from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TemplateId
 from firebrick.model.machine import ExitCause, Limits, RuntimeName
 from firebrick.rpc import node_pb2 as pb
 from firebrick.rpc.node_api import (
     LogEntry,
     NodeDescription,
     NodeSandbox,
+    NodeSandboxState,
+    NodeSnapshot,
+    PausedSandbox,
+    PauseSandbox,
     SandboxExit,
     SandboxUsage,
     StartSandbox,
@@ -75,6 +79,8 @@ def start_to_wire(item: StartSandbox) -> pb.StartSandboxRequest:
         access_token=item.access_token,
         runtime=item.runtime or "",
         deny_internet=item.deny_internet,
+        snapshot_id=item.snapshot_id or "",
+        drop_memory=not item.keep_memory,
     )
 
 
@@ -94,6 +100,8 @@ def start_from_wire(wire: pb.StartSandboxRequest) -> StartSandbox:
         access_token=wire.access_token,
         runtime=RuntimeName(wire.runtime) if wire.runtime else None,
         deny_internet=wire.deny_internet,
+        snapshot_id=SnapshotId(wire.snapshot_id) if wire.snapshot_id else None,
+        keep_memory=not wire.drop_memory,
     )
 
 
@@ -105,6 +113,10 @@ def sandbox_to_wire(item: NodeSandbox) -> pb.NodeSandbox:
         address=item.address,
         started_at_us=to_us(item.started_at),
         from_warm=item.from_warm,
+        state=item.state,
+        keeps_memory=item.keeps_memory,
+        kept_memory=item.kept_memory,
+        paused_at_us=to_us(item.paused_at) if item.paused_at else 0,
     )
 
 
@@ -116,6 +128,62 @@ def sandbox_from_wire(wire: pb.NodeSandbox) -> NodeSandbox:
         address=wire.address,
         started_at=from_us(wire.started_at_us),
         from_warm=wire.from_warm,
+        state=NodeSandboxState(wire.state) if wire.state else NodeSandboxState.RUNNING,
+        keeps_memory=wire.keeps_memory,
+        kept_memory=wire.kept_memory,
+        paused_at=from_us(wire.paused_at_us) if wire.paused_at_us else None,
+    )
+
+
+def pause_to_wire(item: PauseSandbox) -> pb.PauseSandboxRequest:
+    return pb.PauseSandboxRequest(sandbox_id=item.sandbox_id, keep_memory=item.keep_memory)
+
+
+def pause_from_wire(wire: pb.PauseSandboxRequest) -> PauseSandbox:
+    return PauseSandbox(sandbox_id=SandboxId(wire.sandbox_id), keep_memory=wire.keep_memory)
+
+
+def paused_to_wire(item: PausedSandbox) -> pb.PausedSandbox:
+    return pb.PausedSandbox(
+        sandbox_id=item.sandbox_id,
+        machine_id=item.machine_id,
+        keeps_memory=item.keeps_memory,
+        paused_at_us=to_us(item.paused_at),
+        disk_bytes=item.disk_bytes,
+    )
+
+
+def paused_from_wire(wire: pb.PausedSandbox) -> PausedSandbox:
+    return PausedSandbox(
+        sandbox_id=SandboxId(wire.sandbox_id),
+        machine_id=MachineId(wire.machine_id),
+        keeps_memory=wire.keeps_memory,
+        paused_at=from_us(wire.paused_at_us),
+        disk_bytes=wire.disk_bytes,
+    )
+
+
+def snapshot_to_wire(item: NodeSnapshot) -> pb.NodeSnapshot:
+    return pb.NodeSnapshot(
+        snapshot_id=item.snapshot_id,
+        build_id=item.build_id,
+        runtime=item.runtime,
+        keeps_memory=item.keeps_memory,
+        disk_bytes=item.disk_bytes,
+        stored_bytes=item.stored_bytes,
+        created_at_us=to_us(item.created_at),
+    )
+
+
+def snapshot_from_wire(wire: pb.NodeSnapshot) -> NodeSnapshot:
+    return NodeSnapshot(
+        snapshot_id=SnapshotId(wire.snapshot_id),
+        build_id=BuildId(wire.build_id),
+        runtime=RuntimeName(wire.runtime),
+        keeps_memory=wire.keeps_memory,
+        disk_bytes=wire.disk_bytes,
+        stored_bytes=wire.stored_bytes if wire.HasField("stored_bytes") else None,
+        created_at=from_us(wire.created_at_us),
     )
 
 

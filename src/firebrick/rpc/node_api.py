@@ -10,9 +10,10 @@ command's effect, and the caller must undo it or ask again.
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
-from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TemplateId
 from firebrick.model.machine import ExitCause, Limits, RuntimeName
 
 
@@ -34,7 +35,11 @@ class NodeDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartSandbox:
-    """`access_token` empty leaves the guest agent's API open; `runtime` None takes the node's strongest."""
+    """`access_token` empty leaves the guest agent's API open; `runtime` None takes the node's strongest.
+
+    With `snapshot_id` the disk starts as that snapshot, on the runtime that made it; `build_id` is then its build.
+    `keep_memory` False, for a resume only, gives up kept memory: processes start anew on the kept disk.
+    """
 
     sandbox_id: SandboxId
     template_id: TemplateId
@@ -45,11 +50,26 @@ class StartSandbox:
     access_token: str = field(default="", repr=False)
     runtime: RuntimeName | None = None
     deny_internet: bool = False
+    snapshot_id: SnapshotId | None = None
+    keep_memory: bool = True
+
+
+class NodeSandboxState(StrEnum):
+    """`running`; `paused`: at rest, resumable; `kept`: killed, but its disk waits in the grace bin, resumable too."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSandbox:
-    """A sandbox as its node sees it. `address` reaches the guest's ports from the edge of that node."""
+    """A sandbox as its node sees it. `address` reaches the guest's ports from the edge of that node; empty while the
+    sandbox has no machine.
+
+    `keeps_memory`: paused, and its processes wait where they were. `kept_memory`: running, and its last resume found
+    them so. `paused_at`: since when it is paused or kept.
+    """
 
     sandbox_id: SandboxId
     machine_id: MachineId
@@ -57,6 +77,46 @@ class NodeSandbox:
     address: str
     started_at: datetime
     from_warm: bool
+    state: NodeSandboxState = NodeSandboxState.RUNNING
+    keeps_memory: bool = False
+    kept_memory: bool = False
+    paused_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseSandbox:
+    """`keep_memory` is a wish: where the runtime cannot, the answer says so."""
+
+    sandbox_id: SandboxId
+    keep_memory: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PausedSandbox:
+    """What a pause left. `keeps_memory` False: only the disk. `disk_bytes`: what its disk takes on this node."""
+
+    sandbox_id: SandboxId
+    machine_id: MachineId
+    keeps_memory: bool
+    paused_at: datetime
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSnapshot:
+    """A saved state from which sandboxes start, on the runtime that made it.
+
+    `disk_bytes`: what its disk holds. `stored_bytes`: what its chunks add to the store, compressed and without those
+    that were there before; None until the last of them is stored: then a copy on the node's disk is all there is.
+    """
+
+    snapshot_id: SnapshotId
+    build_id: BuildId
+    runtime: RuntimeName
+    keeps_memory: bool
+    disk_bytes: int
+    stored_bytes: int | None
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +163,61 @@ class NodeClient(Protocol):
         """Start, and answer when the guest agent has taken its settings. Repeating it for a sandbox that runs
         returns the same answer.
 
-        Raises: NoCapacity — no slot, memory or disk free; Unavailable; Internal — it cannot start, nothing is left.
+        Raises: NoCapacity — no slot, memory or disk free; NotFound — no such build or snapshot here; WrongState — it
+        is paused or kept here; Unavailable; Internal — it cannot start, nothing is left.
         """
         ...
 
-    async def kill_sandbox(self, sandbox_id: SandboxId) -> bool:
-        """End it: gone for its clients when this returns. False when it did not run here; also ends a start
-        that is under way."""
+    async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
+        """From running to paused. With `keep_memory` its processes are frozen where they are, their disk is safe
+        beside them; without, or where the runtime cannot, its machine is ended after a sync and its disk kept.
+        Repeating it returns the same answer; a memory that is kept is given up when it is repeated without.
+
+        Raises: NotFound — it does not run here; Unavailable; Internal — it could not be paused and runs on.
+        """
+        ...
+
+    async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
+        """From paused or kept to running: thawed where memory is kept (unless `request.keep_memory` is False),
+        else a new machine on the kept disk; then the guest agent takes its settings, as in a start. Its disk is
+        the kept one, whatever `request.snapshot_id` says. For one that runs the answer is that of the start.
+
+        Raises: NotFound — nothing of it is here; NoCapacity; Unavailable; Internal — it is still paused.
+        """
+        ...
+
+    async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
+        """End it, running or paused: gone for its clients when this returns. False when it was not here; also ends
+        a start that is under way. With `keep_disk` its disk stays as `kept` until `discard_sandbox`; a repetition
+        without discards it."""
+        ...
+
+    async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
+        """Remove what is paused or kept of it, for good. False when there was nothing. Raises WrongState: it runs."""
+        ...
+
+    async def snapshot_sandbox(
+        self, sandbox_id: SandboxId, snapshot_id: SnapshotId, *, keep_memory: bool
+    ) -> NodeSnapshot:
+        """Save the state of a running, paused or kept one, which goes on as it was; a running one stands still
+        meanwhile. Repeating it with the same `snapshot_id` returns the first answer. The answer comes when the disk
+        is safe on this node; its chunks are stored behind. `keep_memory` is a wish.
+
+        Raises: NotFound — the sandbox is not here; NoCapacity — the disk is full; Unavailable; Internal. In each
+        case nothing is left of the snapshot and the sandbox goes on.
+        """
+        ...
+
+    async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
+        """Remove it; sandboxes that were started from it go on. False when it was not here."""
+        ...
+
+    async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
+        """Every snapshot that can be started from here."""
         ...
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
-        """Every sandbox that runs here; one whose start is under way may be missing."""
+        """Every sandbox that runs, is paused or kept here; one whose start is under way may be missing."""
         ...
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:

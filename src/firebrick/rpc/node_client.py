@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import grpc
 
 from firebrick.model.errors import Unavailable
-from firebrick.model.ids import SandboxId
+from firebrick.model.ids import SandboxId, SnapshotId
 from firebrick.rpc import convert
 from firebrick.rpc import node_pb2 as pb
 from firebrick.rpc.errors import error_of
@@ -14,6 +14,9 @@ from firebrick.rpc.node_api import (
     LogEntry,
     NodeDescription,
     NodeSandbox,
+    NodeSnapshot,
+    PausedSandbox,
+    PauseSandbox,
     SandboxExit,
     SandboxUsage,
     StartSandbox,
@@ -35,6 +38,9 @@ DESCRIBE_S = 3.0
 # Longer than a node gives a machine to become ready, twice: a warm machine that went bad is replaced by a cold one.
 START_S = 120.0
 KILL_S = 20.0
+# Both read or copy all that a sandbox has written.
+PAUSE_S = 120.0
+SNAPSHOT_S = 300.0
 READ_S = 5.0
 
 Answer = TypeVar("Answer")
@@ -56,8 +62,38 @@ class GrpcNodeClient:
         call = self._stub.StartSandbox(convert.start_to_wire(request), timeout=START_S)
         return convert.sandbox_from_wire(await _answer(call, f"start {request.sandbox_id}"))
 
-    async def kill_sandbox(self, sandbox_id: SandboxId) -> bool:
-        call = self._stub.KillSandbox(pb.KillSandboxRequest(sandbox_id=sandbox_id), timeout=KILL_S)
+    async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
+        call = self._stub.PauseSandbox(convert.pause_to_wire(request), timeout=PAUSE_S)
+        return convert.paused_from_wire(await _answer(call, f"pause {request.sandbox_id}"))
+
+    async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
+        call = self._stub.ResumeSandbox(convert.start_to_wire(request), timeout=START_S)
+        return convert.sandbox_from_wire(await _answer(call, f"resume {request.sandbox_id}"))
+
+    async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
+        call = self._stub.DiscardSandbox(pb.DiscardSandboxRequest(sandbox_id=sandbox_id), timeout=KILL_S)
+        return bool((await _answer(call, f"discard {sandbox_id}")).was_here)
+
+    async def snapshot_sandbox(
+        self, sandbox_id: SandboxId, snapshot_id: SnapshotId, *, keep_memory: bool
+    ) -> NodeSnapshot:
+        request = pb.SnapshotSandboxRequest(
+            sandbox_id=sandbox_id, snapshot_id=snapshot_id, keep_memory=keep_memory
+        )  # fmt: skip
+        call = self._stub.SnapshotSandbox(request, timeout=SNAPSHOT_S)
+        return convert.snapshot_from_wire(await _answer(call, f"snapshot {sandbox_id}"))
+
+    async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
+        call = self._stub.DeleteSnapshot(pb.DeleteSnapshotRequest(snapshot_id=snapshot_id), timeout=KILL_S)
+        return bool((await _answer(call, f"delete {snapshot_id}")).was_here)
+
+    async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
+        call = self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=READ_S)
+        return tuple(convert.snapshot_from_wire(wire) for wire in (await _answer(call, "snapshots")).snapshots)
+
+    async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
+        request = pb.KillSandboxRequest(sandbox_id=sandbox_id, keep_disk=keep_disk)
+        call = self._stub.KillSandbox(request, timeout=KILL_S)
         return bool((await _answer(call, f"kill {sandbox_id}")).was_running)
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:

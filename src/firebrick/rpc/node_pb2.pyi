@@ -47,7 +47,7 @@ class Limits(_message.Message):
     def __init__(self, millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., process_count: _Optional[int] = ...) -> None: ...
 
 class StartSandboxRequest(_message.Message):
-    __slots__ = ("sandbox_id", "build_id", "limits", "env", "access_token", "runtime", "deny_internet", "metadata", "template_id")
+    __slots__ = ("sandbox_id", "build_id", "limits", "env", "access_token", "runtime", "deny_internet", "metadata", "template_id", "snapshot_id", "drop_memory")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class StartSandboxRequest(_message.Message):
     DENY_INTERNET_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    DROP_MEMORY_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     build_id: str
     limits: Limits
@@ -80,29 +82,125 @@ class StartSandboxRequest(_message.Message):
     deny_internet: bool
     metadata: _containers.ScalarMap[str, str]
     template_id: str
-    def __init__(self, sandbox_id: _Optional[str] = ..., build_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., env: _Optional[_Mapping[str, str]] = ..., access_token: _Optional[str] = ..., runtime: _Optional[str] = ..., deny_internet: _Optional[bool] = ..., metadata: _Optional[_Mapping[str, str]] = ..., template_id: _Optional[str] = ...) -> None: ...
+    snapshot_id: str
+    drop_memory: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., build_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., env: _Optional[_Mapping[str, str]] = ..., access_token: _Optional[str] = ..., runtime: _Optional[str] = ..., deny_internet: _Optional[bool] = ..., metadata: _Optional[_Mapping[str, str]] = ..., template_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., drop_memory: _Optional[bool] = ...) -> None: ...
 
 class NodeSandbox(_message.Message):
-    __slots__ = ("sandbox_id", "machine_id", "runtime", "address", "started_at_us", "from_warm")
+    __slots__ = ("sandbox_id", "machine_id", "runtime", "address", "started_at_us", "from_warm", "state", "keeps_memory", "kept_memory", "paused_at_us")
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
     MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
     FROM_WARM_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    KEPT_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_AT_US_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     machine_id: str
     runtime: str
     address: str
     started_at_us: int
     from_warm: bool
-    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., runtime: _Optional[str] = ..., address: _Optional[str] = ..., started_at_us: _Optional[int] = ..., from_warm: _Optional[bool] = ...) -> None: ...
+    state: str
+    keeps_memory: bool
+    kept_memory: bool
+    paused_at_us: int
+    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., runtime: _Optional[str] = ..., address: _Optional[str] = ..., started_at_us: _Optional[int] = ..., from_warm: _Optional[bool] = ..., state: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., kept_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ...) -> None: ...
 
-class KillSandboxRequest(_message.Message):
+class PauseSandboxRequest(_message.Message):
+    __slots__ = ("sandbox_id", "keep_memory")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    keep_memory: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., keep_memory: _Optional[bool] = ...) -> None: ...
+
+class PausedSandbox(_message.Message):
+    __slots__ = ("sandbox_id", "machine_id", "keeps_memory", "paused_at_us", "disk_bytes")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    machine_id: str
+    keeps_memory: bool
+    paused_at_us: int
+    disk_bytes: int
+    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
+
+class DiscardSandboxRequest(_message.Message):
     __slots__ = ("sandbox_id",)
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     def __init__(self, sandbox_id: _Optional[str] = ...) -> None: ...
+
+class DiscardSandboxResponse(_message.Message):
+    __slots__ = ("was_here",)
+    WAS_HERE_FIELD_NUMBER: _ClassVar[int]
+    was_here: bool
+    def __init__(self, was_here: _Optional[bool] = ...) -> None: ...
+
+class SnapshotSandboxRequest(_message.Message):
+    __slots__ = ("sandbox_id", "snapshot_id", "keep_memory")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    snapshot_id: str
+    keep_memory: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., keep_memory: _Optional[bool] = ...) -> None: ...
+
+class NodeSnapshot(_message.Message):
+    __slots__ = ("snapshot_id", "build_id", "runtime", "keeps_memory", "disk_bytes", "stored_bytes", "created_at_us")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    build_id: str
+    runtime: str
+    keeps_memory: bool
+    disk_bytes: int
+    stored_bytes: int
+    created_at_us: int
+    def __init__(self, snapshot_id: _Optional[str] = ..., build_id: _Optional[str] = ..., runtime: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., disk_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., created_at_us: _Optional[int] = ...) -> None: ...
+
+class DeleteSnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id",)
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
+
+class DeleteSnapshotResponse(_message.Message):
+    __slots__ = ("was_here",)
+    WAS_HERE_FIELD_NUMBER: _ClassVar[int]
+    was_here: bool
+    def __init__(self, was_here: _Optional[bool] = ...) -> None: ...
+
+class ListSnapshotsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSnapshotsResponse(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[NodeSnapshot]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[NodeSnapshot, _Mapping]]] = ...) -> None: ...
+
+class KillSandboxRequest(_message.Message):
+    __slots__ = ("sandbox_id", "keep_disk")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_DISK_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    keep_disk: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., keep_disk: _Optional[bool] = ...) -> None: ...
 
 class KillSandboxResponse(_message.Message):
     __slots__ = ("was_running",)

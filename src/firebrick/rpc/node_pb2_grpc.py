@@ -44,6 +44,36 @@ class NodeStub:
                 request_serializer=node__pb2.StartSandboxRequest.SerializeToString,
                 response_deserializer=node__pb2.NodeSandbox.FromString,
                 _registered_method=True)
+        self.PauseSandbox = channel.unary_unary(
+                '/firebrick.node.v1.Node/PauseSandbox',
+                request_serializer=node__pb2.PauseSandboxRequest.SerializeToString,
+                response_deserializer=node__pb2.PausedSandbox.FromString,
+                _registered_method=True)
+        self.ResumeSandbox = channel.unary_unary(
+                '/firebrick.node.v1.Node/ResumeSandbox',
+                request_serializer=node__pb2.StartSandboxRequest.SerializeToString,
+                response_deserializer=node__pb2.NodeSandbox.FromString,
+                _registered_method=True)
+        self.DiscardSandbox = channel.unary_unary(
+                '/firebrick.node.v1.Node/DiscardSandbox',
+                request_serializer=node__pb2.DiscardSandboxRequest.SerializeToString,
+                response_deserializer=node__pb2.DiscardSandboxResponse.FromString,
+                _registered_method=True)
+        self.SnapshotSandbox = channel.unary_unary(
+                '/firebrick.node.v1.Node/SnapshotSandbox',
+                request_serializer=node__pb2.SnapshotSandboxRequest.SerializeToString,
+                response_deserializer=node__pb2.NodeSnapshot.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/firebrick.node.v1.Node/DeleteSnapshot',
+                request_serializer=node__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=node__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/firebrick.node.v1.Node/ListSnapshots',
+                request_serializer=node__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=node__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
         self.KillSandbox = channel.unary_unary(
                 '/firebrick.node.v1.Node/KillSandbox',
                 request_serializer=node__pb2.KillSandboxRequest.SerializeToString,
@@ -88,6 +118,46 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseSandbox(self, request, context):
+        """From running to paused: frozen with its memory, or ended with its disk kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSandbox(self, request, context):
+        """From paused or kept to running, on this node, with new settings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardSandbox(self, request, context):
+        """Remove what is paused or kept of a sandbox.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SnapshotSandbox(self, request, context):
+        """Save the state of a sandbox; it goes on as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def KillSandbox(self, request, context):
         """End a sandbox: it is gone for its clients when this answers; the tear-down goes on behind.
         """
@@ -96,7 +166,7 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSandboxes(self, request, context):
-        """Every sandbox this node runs.
+        """Every sandbox this node runs or keeps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +206,36 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.StartSandbox,
                     request_deserializer=node__pb2.StartSandboxRequest.FromString,
                     response_serializer=node__pb2.NodeSandbox.SerializeToString,
+            ),
+            'PauseSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSandbox,
+                    request_deserializer=node__pb2.PauseSandboxRequest.FromString,
+                    response_serializer=node__pb2.PausedSandbox.SerializeToString,
+            ),
+            'ResumeSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSandbox,
+                    request_deserializer=node__pb2.StartSandboxRequest.FromString,
+                    response_serializer=node__pb2.NodeSandbox.SerializeToString,
+            ),
+            'DiscardSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardSandbox,
+                    request_deserializer=node__pb2.DiscardSandboxRequest.FromString,
+                    response_serializer=node__pb2.DiscardSandboxResponse.SerializeToString,
+            ),
+            'SnapshotSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotSandbox,
+                    request_deserializer=node__pb2.SnapshotSandboxRequest.FromString,
+                    response_serializer=node__pb2.NodeSnapshot.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=node__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=node__pb2.DeleteSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=node__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=node__pb2.ListSnapshotsResponse.SerializeToString,
             ),
             'KillSandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.KillSandbox,
@@ -217,6 +317,168 @@ class Node:
             '/firebrick.node.v1.Node/StartSandbox',
             node__pb2.StartSandboxRequest.SerializeToString,
             node__pb2.NodeSandbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/PauseSandbox',
+            node__pb2.PauseSandboxRequest.SerializeToString,
+            node__pb2.PausedSandbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/ResumeSandbox',
+            node__pb2.StartSandboxRequest.SerializeToString,
+            node__pb2.NodeSandbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/DiscardSandbox',
+            node__pb2.DiscardSandboxRequest.SerializeToString,
+            node__pb2.DiscardSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/SnapshotSandbox',
+            node__pb2.SnapshotSandboxRequest.SerializeToString,
+            node__pb2.NodeSnapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/DeleteSnapshot',
+            node__pb2.DeleteSnapshotRequest.SerializeToString,
+            node__pb2.DeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/ListSnapshots',
+            node__pb2.ListSnapshotsRequest.SerializeToString,
+            node__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

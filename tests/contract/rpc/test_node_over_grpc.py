@@ -3,6 +3,8 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,13 +18,21 @@ from firebrick.model.errors import (
     NotFound,
     Unavailable,
 )
-from firebrick.model.ids import SandboxId, new_sandbox_id
+from firebrick.model.ids import SandboxId, new_machine_id, new_sandbox_id, new_snapshot_id
 from firebrick.model.machine import ExitCause, RuntimeName
 from firebrick.node.service import NodeServer
 from firebrick.node.supervisor import NodeAgent
+from firebrick.rpc import convert
 from firebrick.rpc.errors import status_of
+from firebrick.rpc.node_api import (
+    NodeSandbox,
+    NodeSandboxState,
+    NodeSnapshot,
+    PausedSandbox,
+    PauseSandbox,
+)
 from firebrick.rpc.node_client import GrpcNodeClient
-from tests.sim.node.world import World, request
+from tests.sim.node.world import BASE, World, request
 from tests.support.wait import wait_for
 
 
@@ -60,6 +70,31 @@ async def test_every_answer_is_the_same_over_the_wire(agent: NodeAgent, client: 
     assert logs[0].fields == {"sandboxID": started.sandbox_id}
     assert await client.kill_sandbox(started.sandbox_id)
     assert not await client.kill_sandbox(started.sandbox_id)
+
+
+@pytest.mark.parametrize("stored_bytes", [None, 0, 7])
+def test_what_is_paused_or_saved_survives_the_way(stored_bytes: int | None) -> None:
+    """Each value of the pause's messages comes back as it went, also those that may be absent."""
+    now = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
+    sandbox_id, machine_id = new_sandbox_id(), new_machine_id()
+    start = replace(request(), snapshot_id=new_snapshot_id(), keep_memory=False)
+    assert convert.start_from_wire(convert.start_to_wire(start)) == start
+    sandbox = NodeSandbox(
+        sandbox_id=sandbox_id, machine_id=machine_id, runtime=RuntimeName.SIM, address="", started_at=now,
+        from_warm=False, state=NodeSandboxState.KEPT, keeps_memory=True, kept_memory=True, paused_at=now,
+    )  # fmt: skip
+    assert convert.sandbox_from_wire(convert.sandbox_to_wire(sandbox)) == sandbox
+    pause = PauseSandbox(sandbox_id=sandbox_id, keep_memory=True)
+    assert convert.pause_from_wire(convert.pause_to_wire(pause)) == pause
+    paused = PausedSandbox(
+        sandbox_id=sandbox_id, machine_id=machine_id, keeps_memory=True, paused_at=now, disk_bytes=1 << 40
+    )
+    assert convert.paused_from_wire(convert.paused_to_wire(paused)) == paused
+    snapshot = NodeSnapshot(
+        snapshot_id=new_snapshot_id(), build_id=BASE, runtime=RuntimeName.SIM, keeps_memory=False, disk_bytes=9,
+        stored_bytes=stored_bytes, created_at=now,
+    )  # fmt: skip
+    assert convert.snapshot_from_wire(convert.snapshot_to_wire(snapshot)) == snapshot
 
 
 async def test_an_exit_arrives_on_the_stream(world: World, client: GrpcNodeClient) -> None:
