@@ -2,28 +2,54 @@
 
 The control plane publishes, the edge looks up. `publish` and `withdraw` return when every connected edge
 has seen the change, or after ACK_TIMEOUT_S: so the first request after a create finds its route, and the
-first after a kill finds none. The catalog can always be rebuilt from the store; losing it loses nothing.
+first after a kill finds none. A paused sandbox that may wake on traffic keeps a route, in state `paused`; one that
+may not has a tombstone with reason `paused`. The catalog can always be rebuilt from the store; losing it loses nothing.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
+from firebrick.model.errors import DeadlineExceeded, Unavailable
 from firebrick.model.ids import MachineId, SandboxId
 
 ACK_TIMEOUT_S = 0.25
+WAKE_TIMEOUT_S = 60.0
+"""How long a request may wait at the edge for its sandbox to come back."""
+
+Waker = Callable[[SandboxId], Awaitable[None]]
+"""The control plane's part of `wake`: resume the sandbox and publish its route, or raise why not. Called again while
+it is under way, it must join that."""
+
+
+class RouteState(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Where a sandbox answers. `machine_id` keys connection pools: a recycled slot address belongs to another
     machine and must never get the old one's connections. `access_token` lets the edge match signed file URLs
-    that name no sandbox; empty for one that is not secured."""
+    that name no sandbox; empty for one that is not secured. One in state `paused` has no machine and no address: a
+    request that passes the checks of the edge wakes the sandbox.
+
+    Attributes:
+        traffic_token: what a request to a user port must bring; empty: its ports are public.
+        mask_host: what user ports are told as Host, `${PORT}` filled in; empty: the client's own.
+        https_ports: these speak TLS; their certificate is not verified.
+    """
 
     sandbox_id: SandboxId
     machine_id: MachineId
     address: str
-    access_token: str = ""
+    access_token: str = field(default="", repr=False)
+    state: RouteState = RouteState.RUNNING
+    traffic_token: str = field(default="", repr=False)
+    mask_host: str = ""
+    https_ports: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +62,9 @@ class Tombstone:
 
 class CatalogWriter(Protocol):
     """The control plane's side."""
+
+    waker: Waker | None
+    """Who answers `wake`; None: nothing can be woken."""
 
     async def publish(self, route: Route) -> None: ...
 
@@ -63,7 +92,26 @@ class CatalogReader(Protocol):
 
     def routes(self) -> tuple[Route, ...]: ...
 
+    async def wake(self, sandbox_id: SandboxId) -> None:
+        """Have a paused sandbox resumed; its running route is in the table when this returns.
+
+        Raises: NotFound — it is gone; Forbidden, LimitExceeded, NoCapacity; WrongState, Conflict — another change of
+            its state is under way; Unavailable — the control plane is away; DeadlineExceeded — WAKE_TIMEOUT_S.
+        """
+        ...
+
     def changes(self) -> AsyncIterator[Route | Tombstone]:
         """Every change from now on; the consumer closes connections of withdrawn routes. The writer's
         acknowledgement waits until the consumer asks for the next one."""
         ...
+
+
+async def run_waker(waker: Waker | None, sandbox_id: SandboxId) -> None:
+    """Call it, bounded. Raises: as `CatalogReader.wake`."""
+    if waker is None:
+        raise Unavailable("This instance cannot resume sandboxes on traffic; connect to the sandbox through the API.")
+    try:
+        async with asyncio.timeout(WAKE_TIMEOUT_S):
+            await waker(sandbox_id)
+    except TimeoutError as exc:
+        raise DeadlineExceeded(f"The sandbox did not resume within {WAKE_TIMEOUT_S:.0f} s. Try again.") from exc

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rcatalog.proto\x12\x14\x66irebrick.catalog.v1\"\x17\n\x03\x41\x63k\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\x91\x01\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x13\n\x0bis_snapshot\x18\x02 \x01(\x08\x12+\n\x06routes\x18\x03 \x03(\x0b\x32\x1b.firebrick.catalog.v1.Route\x12\x33\n\ntombstones\x18\x04 \x03(\x0b\x32\x1f.firebrick.catalog.v1.Tombstone\"V\n\x05Route\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x12\n\nmachine_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x04 \x01(\t\"/\n\tTombstone\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2P\n\x07\x43\x61talog\x12\x45\n\x06\x46ollow\x12\x19.firebrick.catalog.v1.Ack\x1a\x1c.firebrick.catalog.v1.Change(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rcatalog.proto\x12\x14\x66irebrick.catalog.v1\"\x17\n\x03\x41\x63k\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\x91\x01\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x13\n\x0bis_snapshot\x18\x02 \x01(\x08\x12+\n\x06routes\x18\x03 \x03(\x0b\x32\x1b.firebrick.catalog.v1.Route\x12\x33\n\ntombstones\x18\x04 \x03(\x0b\x32\x1f.firebrick.catalog.v1.Tombstone\"\xa4\x01\n\x05Route\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x12\n\nmachine_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x15\n\rtraffic_token\x18\x06 \x01(\t\x12\x11\n\tmask_host\x18\x07 \x01(\t\x12\x13\n\x0bhttps_ports\x18\x08 \x03(\x05\"!\n\x0bWakeRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"*\n\tWakeReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"/\n\tTombstone\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2\x9c\x01\n\x07\x43\x61talog\x12\x45\n\x06\x46ollow\x12\x19.firebrick.catalog.v1.Ack\x1a\x1c.firebrick.catalog.v1.Change(\x01\x30\x01\x12J\n\x04Wake\x12!.firebrick.catalog.v1.WakeRequest\x1a\x1f.firebrick.catalog.v1.WakeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACK']._serialized_end=62
   _globals['_CHANGE']._serialized_start=65
   _globals['_CHANGE']._serialized_end=210
-  _globals['_ROUTE']._serialized_start=212
-  _globals['_ROUTE']._serialized_end=298
-  _globals['_TOMBSTONE']._serialized_start=300
-  _globals['_TOMBSTONE']._serialized_end=347
-  _globals['_CATALOG']._serialized_start=349
-  _globals['_CATALOG']._serialized_end=429
+  _globals['_ROUTE']._serialized_start=213
+  _globals['_ROUTE']._serialized_end=377
+  _globals['_WAKEREQUEST']._serialized_start=379
+  _globals['_WAKEREQUEST']._serialized_end=412
+  _globals['_WAKEREPLY']._serialized_start=414
+  _globals['_WAKEREPLY']._serialized_end=456
+  _globals['_TOMBSTONE']._serialized_start=458
+  _globals['_TOMBSTONE']._serialized_end=505
+  _globals['_CATALOG']._serialized_start=508
+  _globals['_CATALOG']._serialized_end=664
 # @@protoc_insertion_point(module_scope)

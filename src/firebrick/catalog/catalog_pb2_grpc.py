@@ -39,6 +39,11 @@ class CatalogStub:
                 request_serializer=catalog__pb2.Ack.SerializeToString,
                 response_deserializer=catalog__pb2.Change.FromString,
                 _registered_method=True)
+        self.Wake = channel.unary_unary(
+                '/firebrick.catalog.v1.Catalog/Wake',
+                request_serializer=catalog__pb2.WakeRequest.SerializeToString,
+                response_deserializer=catalog__pb2.WakeReply.FromString,
+                _registered_method=True)
 
 
 class CatalogServicer:
@@ -51,6 +56,13 @@ class CatalogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Wake(self, request, context):
+        """Bring a paused sandbox back, for a request that waits at the edge; answers when its running route is published.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_CatalogServicer_to_server(servicer, server):
                     servicer.Follow,
                     request_deserializer=catalog__pb2.Ack.FromString,
                     response_serializer=catalog__pb2.Change.SerializeToString,
+            ),
+            'Wake': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wake,
+                    request_deserializer=catalog__pb2.WakeRequest.FromString,
+                    response_serializer=catalog__pb2.WakeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Catalog:
             '/firebrick.catalog.v1.Catalog/Follow',
             catalog__pb2.Ack.SerializeToString,
             catalog__pb2.Change.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.catalog.v1.Catalog/Wake',
+            catalog__pb2.WakeRequest.SerializeToString,
+            catalog__pb2.WakeReply.FromString,
             options,
             channel_credentials,
             insecure,

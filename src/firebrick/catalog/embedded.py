@@ -18,11 +18,11 @@ import grpc.aio
 
 from firebrick.catalog import catalog_pb2 as pb
 from firebrick.catalog import catalog_pb2_grpc as pb_grpc
-from firebrick.catalog.base import ACK_TIMEOUT_S, Route, Tombstone
+from firebrick.catalog.base import ACK_TIMEOUT_S, Route, Tombstone, Waker, run_waker
 from firebrick.catalog.table import RouteTable
 from firebrick.catalog.wire import OPTIONS, to_message
 from firebrick.log import get_log
-from firebrick.model.errors import Unavailable, WrongState
+from firebrick.model.errors import FirebrickError, Internal, Unavailable, WrongState
 from firebrick.model.ids import SandboxId
 
 QUEUE_LIMIT = 20_000
@@ -75,6 +75,7 @@ class EmbeddedCatalogServer:
     """
 
     def __init__(self, socket: Path) -> None:
+        self.waker: Waker | None = None
         self._socket = socket
         self._table = RouteTable()
         self._revision = 0
@@ -175,6 +176,18 @@ class EmbeddedCatalogServer:
             self._followers.discard(follower)
             follower.gone()
             log.info("catalog.follower_gone", acked=follower.acked)
+
+    async def Wake(self, request: pb.WakeRequest, context: Any) -> pb.WakeReply:
+        """Answer a follower's `wake` (the name is the proto's)."""
+        try:
+            await run_waker(self.waker, SandboxId(request.sandbox_id))
+        except FirebrickError as exc:
+            log.info("catalog.wake_refused", sandbox_id=request.sandbox_id, code=exc.code, detail=exc.detail)
+            return pb.WakeReply(code=exc.code, message=exc.message)
+        except Exception:  # the root of this call: the edge must have an answer
+            log.exception("catalog.wake_failed", sandbox_id=request.sandbox_id)
+            return pb.WakeReply(code=Internal.code, message="The sandbox could not be resumed.")
+        return pb.WakeReply()
 
     async def _send(self, follower: _Follower, context: Any) -> None:
         while True:

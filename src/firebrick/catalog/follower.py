@@ -9,16 +9,19 @@ import grpc.aio
 
 from firebrick.catalog import catalog_pb2 as pb
 from firebrick.catalog import catalog_pb2_grpc as pb_grpc
-from firebrick.catalog.base import Route, Tombstone
+from firebrick.catalog.base import WAKE_TIMEOUT_S, Route, Tombstone
 from firebrick.catalog.feed import ChangeFeed
 from firebrick.catalog.table import RouteTable
 from firebrick.catalog.wire import OPTIONS, from_message
 from firebrick.clock import Clock
 from firebrick.log import get_log
+from firebrick.model.errors import BY_CODE, Internal, Unavailable
 from firebrick.model.ids import SandboxId
 
 FIRST_DELAY_S = 0.05
 LONGEST_DELAY_S = 1.0
+ANSWER_S = 2.0
+"""What the control plane has beyond WAKE_TIMEOUT_S to say that it ran out of time."""
 
 log = get_log("catalog")
 
@@ -67,6 +70,21 @@ class CatalogFollower:
 
     def changes(self) -> AsyncIterator[Route | Tombstone]:
         return self._feed.subscribe()
+
+    async def wake(self, sandbox_id: SandboxId) -> None:
+        # A channel of its own: the table's is closed with every loss, and waking is rare.
+        async with grpc.aio.insecure_channel(f"unix:{self._socket}", options=OPTIONS) as channel:
+            try:
+                reply = await pb_grpc.CatalogStub(channel).Wake(
+                    pb.WakeRequest(sandbox_id=sandbox_id), timeout=WAKE_TIMEOUT_S + ANSWER_S
+                )
+            except grpc.aio.AioRpcError as exc:
+                raise Unavailable(
+                    "The control plane does not answer, so the sandbox cannot be resumed now. Try again.",
+                    detail=f"{exc.code().name}: {exc.details()}",
+                ) from exc
+        if reply.code:
+            raise BY_CODE.get(reply.code, Internal)(reply.message)
 
     async def _follow_for_ever(self) -> None:
         delay = FIRST_DELAY_S

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from firebrick.catalog.base import ACK_TIMEOUT_S, Route, Tombstone
+from firebrick.catalog.base import ACK_TIMEOUT_S, Route, Tombstone, Waker, run_waker
 from firebrick.catalog.feed import ChangeFeed
 from firebrick.catalog.table import RouteTable
 from firebrick.model.ids import SandboxId
@@ -15,6 +15,7 @@ class MemoryCatalog:
     def __init__(self) -> None:
         self._table = RouteTable()
         self._feed = ChangeFeed()
+        self.waker: Waker | None = None
 
     async def publish(self, route: Route) -> None:
         await self._apply(route)
@@ -50,6 +51,9 @@ class MemoryCatalog:
 
     def routes(self) -> tuple[Route, ...]:
         return tuple(self._table.routes.values())
+
+    async def wake(self, sandbox_id: SandboxId) -> None:
+        await run_waker(self.waker, sandbox_id)
 
     def changes(self) -> AsyncIterator[Route | Tombstone]:
         return self._feed.subscribe()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from firebrick.catalog import catalog_pb2 as pb
-from firebrick.catalog.base import Route, Tombstone
+from firebrick.catalog.base import Route, RouteState, Tombstone
 from firebrick.model.ids import MachineId, SandboxId
 
 OPTIONS = (
@@ -25,6 +25,10 @@ def to_message(revision: int, changes: Iterable[Route | Tombstone], *, is_snapsh
                     machine_id=change.machine_id,
                     address=change.address,
                     access_token=change.access_token,
+                    state=change.state,
+                    traffic_token=change.traffic_token,
+                    mask_host=change.mask_host,
+                    https_ports=sorted(change.https_ports),
                 )
             case Tombstone():
                 message.tombstones.add(sandbox_id=change.sandbox_id, reason=change.reason)
@@ -38,6 +42,10 @@ def from_message(message: pb.Change) -> tuple[tuple[Route, ...], tuple[Tombstone
             machine_id=MachineId(item.machine_id),
             address=item.address,
             access_token=item.access_token,
+            state=RouteState(item.state),
+            traffic_token=item.traffic_token,
+            mask_host=item.mask_host,
+            https_ports=frozenset(item.https_ports),
         )
         for item in message.routes
     )

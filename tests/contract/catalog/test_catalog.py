@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from firebrick.catalog.base import ACK_TIMEOUT_S, CatalogReader, Route, Tombstone
+from firebrick.catalog.base import ACK_TIMEOUT_S, CatalogReader, Route, RouteState, Tombstone
 from firebrick.catalog.embedded import EmbeddedCatalogServer
 from firebrick.catalog.follower import CatalogFollower
 from firebrick.catalog.memory import MemoryCatalog
 from firebrick.catalog.table import TOMBSTONE_LIMIT, RouteTable
 from firebrick.clock import SystemClock
-from firebrick.model.errors import Unavailable, WrongState
-from firebrick.model.ids import SandboxId, new_machine_id, new_sandbox_id
+from firebrick.model.errors import Forbidden, NotFound, Unavailable, WrongState
+from firebrick.model.ids import MachineId, SandboxId, new_machine_id, new_sandbox_id
 from tests.support.wait import wait_for
 
 Catalog = MemoryCatalog | EmbeddedCatalogServer
@@ -30,7 +30,14 @@ def make_route(sandbox_id: SandboxId | None = None, address: str = "10.0.0.1") -
         machine_id=new_machine_id(),
         address=address,
         access_token="t",
+        traffic_token="u",
+        mask_host="localhost:${PORT}",
+        https_ports=frozenset((443, 8443)),
     )
+
+
+def make_paused_route() -> Route:
+    return Route(sandbox_id=new_sandbox_id(), machine_id=MachineId(""), address="", state=RouteState.PAUSED)
 
 
 @asynccontextmanager
@@ -81,6 +88,42 @@ async def test_withdraw_leaves_a_tombstone(catalog: Opened) -> None:
     await writer.publish(again)
     assert reader.route(route.sandbox_id) == again
     assert reader.tombstone(route.sandbox_id) is None
+
+
+async def test_waking_brings_the_running_route(catalog: Opened) -> None:
+    """The control plane's waker is called with the id, and what it publishes is in the table when `wake` returns."""
+    writer, reader = catalog
+    paused = make_paused_route()
+    await writer.publish(paused)
+    assert reader.route(paused.sandbox_id) == paused
+    running = make_route(paused.sandbox_id)
+
+    async def resume(sandbox_id: SandboxId) -> None:
+        assert sandbox_id == paused.sandbox_id
+        await writer.publish(running)
+
+    writer.waker = resume
+    await reader.wake(paused.sandbox_id)
+    assert reader.route(paused.sandbox_id) == running
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), Forbidden("not by traffic"), WrongState("ending")])
+async def test_a_refused_wake_raises_what_the_control_plane_raised(catalog: Opened, error: Exception) -> None:
+    """Class and message arrive at the edge."""
+    writer, reader = catalog
+
+    async def refuse(_: SandboxId) -> None:
+        raise error
+
+    writer.waker = refuse
+    with pytest.raises(type(error), match=str(error)):
+        await reader.wake(new_sandbox_id())
+
+
+async def test_without_a_waker_nothing_is_woken(catalog: Opened) -> None:
+    """It is said at once, not after a timeout."""
+    with pytest.raises(Unavailable, match="cannot resume"):
+        await catalog[1].wake(new_sandbox_id())
 
 
 async def test_changes_are_told_in_order(catalog: Opened) -> None:
