@@ -20,6 +20,8 @@ from typing import Any
 
 import httpx
 
+from tests.support.leaks import RUN_MARK, marked_processes
+
 CACHE = Path(os.environ.get("FIREBRICK_TEST_CACHE", "/var/tmp/firebrick-test-cache"))
 SHARED = ("templates", "tools")
 UP_TIMEOUT_S = 900
@@ -108,6 +110,8 @@ def instance(**settings: str) -> Iterator[Instance]:
         "network_prefix": free_prefix(),
         "slot_count": "32",
     } | settings
+    # Its processes live longer than a test and are replaced when they die: they are counted here, at its end.
+    clean[RUN_MARK] = data_dir.name
     env = clean | {f"FIREBRICK_{key.upper()}": value for key, value in chosen.items()}
     bare = Instance(data_dir=data_dir, env=env)
     try:
@@ -128,6 +132,8 @@ def instance(**settings: str) -> Iterator[Instance]:
         down = bare.firebrick("down", check=False, timeout_s=300)
         if down.returncode != 0:
             raise RuntimeError(f"firebrick down failed:\n{down.stdout}\n{down.stderr}\n{_logs(data_dir)}")
+        if left := marked_processes(data_dir.name):
+            raise RuntimeError("firebrick down left processes:\n" + "\n".join(left))
         shutil.rmtree(data_dir)
 
 

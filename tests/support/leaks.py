@@ -47,6 +47,12 @@ class HostInventory:
         return sorted(self.objects - before.objects)
 
 
+def marked_processes(mark: str) -> list[str]:
+    """Every process that was started under `mark` as its run's mark."""
+    wanted = f"{RUN_MARK}={mark}".encode()
+    return [line for pid, line in _commands() if wanted in _environment(pid)]
+
+
 def _bears(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(prefix in name for prefix in prefixes)
 
@@ -57,17 +63,34 @@ def _below(path: str, directories: tuple[Path, ...]) -> bool:
 
 def _processes(prefixes: tuple[str, ...]) -> Iterator[str]:
     mark = f"{RUN_MARK}={os.environ[RUN_MARK]}".encode()
+    for pid, command in _commands():
+        try:
+            marked = mark in _environment(pid)
+            name, state = _name_and_state(pid)
+            is_zombie = state == "Z" and _is_child(pid)
+        except OSError:
+            continue
+        if marked or _bears(command, prefixes) or is_zombie:
+            yield f"process {pid} ({name}, {state}): {command[:200]}"
+
+
+def _commands() -> Iterator[tuple[str, str]]:
+    """(pid, command line) of every process but this one."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
-            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            marked = mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
-            name, state = _name_and_state(entry)
+            command = Path(f"/proc/{entry}/cmdline").read_bytes()
         except OSError:
             continue
-        if marked or _bears(command, prefixes) or (state == "Z" and _is_child(entry)):
-            yield f"process {entry} ({name}, {state}): {command[:200]}"
+        yield entry, command.replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def _environment(pid: str) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _name_and_state(pid: str) -> tuple[str, str]:
