@@ -1,7 +1,8 @@
 """The agent's entry inside a machine: load all modules from one file, then run.
 
 Each import from a directory costs half a dozen system calls, which are dear on gVisor; here one read serves
-all of them. The builder compiles this file and writes the other, `{name: (is_package, marshalled code)}`.
+all of them. The builder compiles this file and writes the others, `{name: (is_package, marshalled code)}`: one for
+the agent, a small one for the `sudo` that some machines get, which is started with arguments.
 """
 
 import marshal
@@ -13,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-MODULES_NAME = "agent.modules"
-
 
 class BundleFinder:
     """A finder and loader of sys.meta_path. A module's code is dropped from the bundle once it is loaded."""
@@ -24,7 +23,7 @@ class BundleFinder:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         found = self._modules.get(name)
-        return ModuleSpec(name, self, origin=MODULES_NAME, is_package=found[0]) if found else None  # type: ignore[arg-type]
+        return ModuleSpec(name, self, origin="bundle", is_package=found[0]) if found else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> "ModuleType | None":
         return None
@@ -33,15 +32,19 @@ class BundleFinder:
         exec(marshal.loads(self._modules.pop(module.__name__)[1]), module.__dict__)
 
 
-def boot() -> int:
-    with open(f"{sys.prefix}/{MODULES_NAME}", "rb", buffering=0) as file:
+def boot(arguments: list[str]) -> int:
+    with open(f"{sys.prefix}/{'sudo' if arguments else 'agent'}.modules", "rb", buffering=0) as file:
         modules = marshal.loads(file.readall())
     # NOTE: after the built-in and frozen modules, before the directories that hold what is not code.
     sys.meta_path.insert(2, BundleFinder(modules))
+    if arguments:
+        from firebrick_guest import sudo
+
+        return sudo.main(arguments)
     from firebrick_guest.main import main
 
     return main()
 
 
 if __name__ == "__main__":
-    sys.exit(boot())
+    sys.exit(boot(sys.argv[1:]))

@@ -31,23 +31,27 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Launch:
-    """What to start. `tty` is a terminal's inner descriptor; without one there are pipes."""
+    """What to start. `tty` is a terminal's inner descriptor; without one there are pipes. `cwd` may be "": where we
+    are. `program` is its path where that is not told by `argv`."""
 
-    __slots__ = ("argv", "cwd", "env", "has_stdin", "tty", "user")
+    __slots__ = ("argv", "cwd", "env", "has_stdin", "program", "tty", "umask", "user")
 
     def __init__(
-        self, argv: list[str], env: dict[str, str], cwd: str, user: User, has_stdin: bool, tty: int | None
-    ) -> None:
+        self, argv: list[str], env: dict[str, str], cwd: str, user: User, has_stdin: bool, tty: int | None,
+        program: str = "", umask: int = UNCHANGED,
+    ) -> None:  # fmt: skip
         self.argv = argv
         self.env = env
         self.cwd = cwd
         self.user = user
         self.has_stdin = has_stdin
         self.tty = tty
+        self.program = program
+        self.umask = umask
 
     def candidates(self) -> list[bytes]:
         """Where the program may be, as execvp looks for it."""
-        name = self.argv[0]
+        name = self.program or self.argv[0]
         if "/" in name:
             return [os.fsencode(name)]
         return [os.fsencode(f"{directory or '.'}/{name}") for directory in self.env.get("PATH", "").split(":")]
@@ -74,21 +78,13 @@ def start_with_pipes(launch: Launch, limits: tuple[int, int]) -> Child:
         stdin_r, stdin_w = _pipe(opened) if launch.has_stdin else (_null(opened), None)
         stdout_r, stdout_w = _pipe(opened)
         stderr_r, stderr_w = _pipe(opened)
-        report_r, report_w = _pipe(opened)
-        with _worn(launch.user), _limited(limits):
-            pid = fork_exec(
-                [os.fsencode(part) for part in launch.argv], launch.candidates(), False, (), launch.cwd,
-                [os.fsencode(f"{name}={value}") for name, value in launch.env.items()],
-                stdin_r, UNCHANGED, UNCHANGED, stdout_w, UNCHANGED, stderr_w, report_r, report_w,
-                True, True, UNCHANGED, None, None, None, UNCHANGED, None, True,  # type: ignore[arg-type]
-            )  # fmt: skip
+        pid, failure = start_with_descriptors(launch, (stdin_r, stdout_w, stderr_w), limits)
     except OSError:
         for descriptor in opened:
             os.close(descriptor)
         raise
-    os.close(report_w)
-    failed_code = _explain(os.read(report_r, 4096), launch, stderr_w)
-    for descriptor in (report_r, stdin_r, stdout_w, stderr_w):
+    failed_code = _explain(failure, launch, stderr_w) if failure else None
+    for descriptor in (stdin_r, stdout_w, stderr_w):
         os.close(descriptor)
     for ours in (stdin_w, stdout_r, stderr_r):
         if ours is not None:
@@ -96,11 +92,54 @@ def start_with_pipes(launch: Launch, limits: tuple[int, int]) -> Child:
     return Child(pid, stdin_w, stdout_r, stderr_r, failed_code)
 
 
-def start_with_terminal(launch: Launch, limits: tuple[int, int]) -> int:
-    """The new process. Raises OSError: none can be made."""
+class Failure:
+    """Why the new process, which has ended by now, could not execute the program."""
+
+    __slots__ = ("errno", "is_cwd")
+
+    def __init__(self, report: bytes) -> None:
+        _, number, stage = [*report.split(b":", 2), b"", b""][:3]
+        self.errno = int(number, 16) if number else 0
+        self.is_cwd = stage.startswith(b"noexec")
+
+
+def start_with_descriptors(
+    launch: Launch, descriptors: tuple[int, int, int], limits: tuple[int, int]
+) -> tuple[int, Failure | None]:
+    """Start it with these as its 0, 1 and 2; they stay the caller's. Raises OSError: no process can be made."""
+    stdin, stdout, stderr = descriptors
+    report_r, report_w = os.pipe2(os.O_CLOEXEC)
+    try:
+        with _worn(launch.user), _limited(limits):
+            pid = fork_exec(
+                [os.fsencode(part) for part in launch.argv], launch.candidates(), False, (), launch.cwd or None,  # type: ignore[arg-type]
+                [os.fsencode(f"{name}={value}") for name, value in launch.env.items()],
+                stdin, UNCHANGED, UNCHANGED, stdout, UNCHANGED, stderr, report_r, report_w,
+                True, True, UNCHANGED, None, None, None, launch.umask, None, True,  # type: ignore[arg-type]
+            )  # fmt: skip
+    except OSError:
+        os.close(report_w)
+        os.close(report_r)
+        raise
+    os.close(report_w)
+    report = os.read(report_r, 4096)
+    os.close(report_r)
+    return pid, Failure(report) if report else None
+
+
+def start_with_terminal(
+    launch: Launch, limits: tuple[int, int], descriptors: tuple[int, int, int] | None = None
+) -> int:
+    """The new process, with its terminal or with `descriptors`, of which the first is one, as its 0, 1 and 2.
+
+    Raises OSError: none can be made.
+    """
+    if descriptors is None:
+        assert launch.tty is not None
+        descriptors = (launch.tty,) * 3
     pid = os.fork()
     if pid == 0:
-        _become(launch, limits)
+        _become(launch, limits, descriptors)
     return pid
 
 
@@ -116,15 +155,11 @@ def _null(opened: list[int]) -> int:
     return descriptor
 
 
-def _explain(report: bytes, launch: Launch, stderr: int) -> int | None:
+def _explain(failure: Failure, launch: Launch, stderr: int) -> int:
     """Tell on the command's own error output why it could not be executed, as a shell would."""
-    if not report:
-        return None
-    _, number, stage = [*report.split(b":", 2), b"", b""][:3]
-    errno = int(number, 16) if number else 0
-    what = launch.cwd if stage.startswith(b"noexec") else launch.argv[0]
-    os.write(stderr, f"firebrick: {what}: {os.strerror(errno)}\n".encode("utf-8", "replace")[:4096])
-    return 127 if errno == ENOENT else 126
+    what = launch.cwd if failure.is_cwd else launch.argv[0]
+    os.write(stderr, f"firebrick: {what}: {os.strerror(failure.errno)}\n".encode("utf-8", "replace")[:4096])
+    return 127 if failure.errno == ENOENT else 126
 
 
 @contextmanager
@@ -171,16 +206,15 @@ def _call(number: int, first: int, second: int, third: int) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def _become(launch: Launch, limits: tuple[int, int]) -> NoReturn:
+def _become(launch: Launch, limits: tuple[int, int], descriptors: tuple[int, int, int]) -> NoReturn:
     """The forked child's whole life. Nothing of the parent's event loop is touched."""
     try:
         signal.set_wakeup_fd(UNCHANGED)
         for number in _RESET_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
-        assert launch.tty is not None
-        for target in range(3):
-            os.dup2(launch.tty, target)
+        for target, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, target)
         ioctl(0, TIOCSCTTY, 0)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (limits[0], hard))
@@ -188,8 +222,11 @@ def _become(launch: Launch, limits: tuple[int, int]) -> NoReturn:
             os.setgroups(launch.user.groups)
             os.setgid(launch.user.gid)
             os.setuid(launch.user.uid)
-        os.chdir(launch.cwd)
-        os.execvpe(launch.argv[0], launch.argv, launch.env)
+        if launch.umask != UNCHANGED:
+            os.umask(launch.umask)
+        if launch.cwd:
+            os.chdir(launch.cwd)
+        os.execvpe(launch.program or launch.argv[0], launch.argv, launch.env)
     except BaseException as exc:  # noqa: BLE001 - see below
         # The child's task root: whatever it is, the child must never return into the parent's code.
         os.write(2, f"firebrick: {launch.argv[0]}: {exc}\r\n".encode("utf-8", "replace"))

@@ -13,12 +13,15 @@ from firebrick_guest.process_rpc import ProcessService
 from firebrick_guest.reaper import Reaper
 from firebrick_guest.routes import Routes
 from firebrick_guest.settings import Settings
+from firebrick_guest.sudo_door import SudoDoor
 from firebrick_guest.users import Accounts
 
 DEFAULT_PORT = 49983
 TOKEN_VARIABLE = "FIREBRICK_CONTROL_TOKEN"
 PORT_VARIABLE = "FIREBRICK_AGENT_PORT"
 HOST_VARIABLE = "FIREBRICK_AGENT_HOST"
+SUDO_VARIABLE = "FIREBRICK_SUDO_SOCKET"
+"""Set where the runtime ignores setuid programs: the name that our `sudo` is told to ask at."""
 
 
 async def serve(control_token: str, host: str, port: int) -> None:
@@ -31,7 +34,10 @@ async def serve(control_token: str, host: str, port: int) -> None:
     settings = Settings(control_token, Accounts(), os.environ.get("PATH", ""))
     reaper = Reaper()
     reaper.open()
-    processes = ProcessService(settings, reaper, log, _raise_descriptor_limit())
+    limits = _raise_descriptor_limit()
+    processes = ProcessService(settings, reaper, log, limits)
+    door = SudoDoor(os.environ.get(SUDO_VARIABLE, ""), settings.accounts, reaper, log, limits)
+    door.open()
     server = HttpServer(Routes(settings, processes, log).serve)
     bound = await server.listen(host, port)
     # The host looks for /health, but whoever starts us on port 0 has only this line to learn the port from.
@@ -42,6 +48,7 @@ async def serve(control_token: str, host: str, port: int) -> None:
         await stopped.wait()
     finally:
         await server.close()
+        door.close()
         reaper.close()
         reaper.kill_all()
 

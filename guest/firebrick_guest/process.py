@@ -17,6 +17,7 @@ from firebrick_guest.connect import frame
 from firebrick_guest.errors import ConnectError
 from firebrick_guest.json_text import dump_json
 from firebrick_guest.output import StreamBudget, Subscriber
+from firebrick_guest.reaper import tell_session
 from firebrick_guest.ring import Ring
 
 READ_BYTES = 32 * 1024
@@ -144,6 +145,8 @@ class Process:
         if not self.is_pty or self._stdin is None:
             raise ConnectError("internal", "error resizing tty: tty not assigned to process")
         termios.tcsetwinsize(self._stdin, (rows, columns))
+        # gVisor (as of 2024-07) tells nobody of it.
+        tell_session(self.pid, signal.SIGWINCH)
 
     def exited(self, wait_status: int) -> None:
         """The reaper's word."""

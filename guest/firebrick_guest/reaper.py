@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 
 PR_SET_CHILD_SUBREAPER = 36
+_PARENT, _SESSION = 1, 3
 
 
 class Reaper:
@@ -55,18 +56,31 @@ class Reaper:
                     continue
 
 
+def tell_session(leader: int, number: int) -> None:
+    """Send a signal to every process of a session."""
+    for pid in _processes(_SESSION, leader):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
 def _children() -> list[int]:
-    own = os.getpid()
+    return _processes(_PARENT, os.getpid())
+
+
+def _processes(field: int, value: int) -> list[int]:
+    """The processes with this value in a field of their /proc/<pid>/stat."""
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
                     # The command's name may hold spaces and parentheses: fields count from its last ")".
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
+                    seen = int(file.read().rpartition(b")")[2].split()[field])
             except OSError:
                 continue
-            if parent == own:
+            if seen == value:
                 found.append(int(name))
     return found
 

@@ -14,14 +14,15 @@ from firebrick_guest.errors import ConnectError
 class User:
     """An account. `groups` are all its groups, the primary one first."""
 
-    __slots__ = ("gid", "groups", "home", "name", "uid")
+    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
 
-    def __init__(self, name: str, uid: int, gid: int, groups: list[int], home: str) -> None:
+    def __init__(self, name: str, uid: int, gid: int, groups: list[int], home: str, shell: str = "/bin/sh") -> None:
         self.name = name
         self.uid = uid
         self.gid = gid
         self.groups = groups
         self.home = home
+        self.shell = shell
 
 
 class Accounts:
@@ -46,8 +47,20 @@ class Accounts:
         return found
 
     def has(self, name: str) -> bool:
+        return self.find(name) is not None
+
+    def find(self, name: str) -> User | None:
+        """By name, or by `#uid`; whether we may act as that user or not."""
         self._refresh()
-        return name in self._users
+        uid = name[1:] if name.startswith("#") else ""
+        return self._users.get(self._user_names.get(int(uid), "") if uid.isascii() and uid.isdigit() else name)
+
+    def gid_of(self, name: str) -> int | None:
+        """Of a group's name, or of `#gid`."""
+        self._refresh()
+        if name.startswith("#") and name[1:].isascii() and name[1:].isdigit():
+            return int(name[1:]) if int(name[1:]) in self._group_names else None
+        return next((gid for gid, known in self._group_names.items() if known == name), None)
 
     def user_name(self, uid: int) -> str:
         self._refresh()
@@ -69,10 +82,10 @@ class Accounts:
                 self._group_names.setdefault(int(gid), name)
                 for person in people.split(","):
                     members.setdefault(person.strip(), []).append(int(gid))
-        for name, _, uid, gid, _, home, _ in _rows(self._passwd, 7):
+        for name, _, uid, gid, _, home, shell in _rows(self._passwd, 7):
             if name and uid.isascii() and uid.isdigit() and gid.isascii() and gid.isdigit():
                 groups = [int(gid), *(other for other in members.get(name, []) if other != int(gid))]
-                self._users.setdefault(name, User(name, int(uid), int(gid), groups, home or "/"))
+                self._users.setdefault(name, User(name, int(uid), int(gid), groups, home or "/", shell or "/bin/sh"))
                 self._user_names.setdefault(int(uid), name)
 
 

@@ -17,22 +17,38 @@ from importlib.util import MAGIC_NUMBER
 
 # The agent works without these, and OpenSSL alone would add 6 MB to the image and 3 MB to the memory of each.
 UNWANTED = ("ssl", "_ssl", "_hashlib", "bz2", "_bz2", "lzma", "_lzma")
-# What is imported when first used, and so is not seen by importing the agent.
-LATER = ("concurrent.futures.thread", "queue", "_strptime")
+# The last three are imported when first used, and so are not seen by importing the agent.
+BUNDLES = {
+    "sudo": ("firebrick_guest.sudo",),
+    "agent": ("firebrick_guest.main", "concurrent.futures.thread", "queue", "_strptime"),
+}
 # What the interpreter needs before it can read the bundle; os only marks the place of the library.
 KEPT = ("os", "encodings", "encodings.aliases", "encodings.utf_8")
 UNCHECKED_HASH = b"\x01\x00\x00\x00" + b"\x00" * 8
 
 
 def compile_agent(prefix: str, sources: str) -> None:
-    """Write agent.pyc, agent.modules and a minimal library below `prefix`, which holds the full library."""
+    """Write agent.pyc, the bundles and a minimal library below `prefix`, which holds the full library."""
     for name in UNWANTED:
         sys.modules[name] = None  # type: ignore[assignment]
     sys.path.insert(0, sources)
-    for name in ("firebrick_guest.main", *LATER):
+    kept: dict[str, bytes] = {}
+    # The small one first: what is loaded for it is among what is loaded for the agent.
+    bundles = {name: _bundle(modules, kept) for name, modules in BUNDLES.items()}
+    shutil.rmtree(f"{prefix}/lib/python3.11")
+    for path, content in kept.items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _write(path, content)
+    for name, bundle in bundles.items():
+        _write(f"{prefix}/{name}.modules", marshal.dumps(bundle))
+    _write(f"{prefix}/agent.pyc", _pyc(f"{sources}/firebrick_guest/boot.py"))
+
+
+def _bundle(modules: tuple[str, ...], kept: dict[str, bytes]) -> dict[str, tuple[bool, bytes]]:
+    """Import `modules` and pack all that is loaded by now; what cannot be packed is added to `kept`."""
+    for name in modules:
         importlib.import_module(name)
     bundle: dict[str, tuple[bool, bytes]] = {}
-    kept: dict[str, bytes] = {}
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None) or ""
         if path.endswith(".so"):
@@ -41,12 +57,7 @@ def compile_agent(prefix: str, sources: str) -> None:
             kept[path + "c"] = _pyc(path)
         elif path.endswith(".py") and name != "__main__" and getattr(module.__spec__, "origin", "") != "frozen":
             bundle[name] = (path.endswith("/__init__.py"), _compile(path))
-    shutil.rmtree(f"{prefix}/lib/python3.11")
-    for path, content in kept.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        _write(path, content)
-    _write(f"{prefix}/agent.modules", marshal.dumps(bundle))
-    _write(f"{prefix}/agent.pyc", _pyc(f"{sources}/firebrick_guest/boot.py"))
+    return bundle
 
 
 def _compile(path: str) -> bytes:

@@ -25,7 +25,7 @@ from firebrick.builder.apt_sources import carried_options, os_release, suite_sou
 from firebrick.linux.process import CommandFailed, run
 from firebrick.log import get_log
 from firebrick.model.errors import Internal
-from firebrick.runtimes.base import AGENT_MOUNT
+from firebrick.runtimes.base import AGENT_MOUNT, SUDO_NAME, SUDO_SOCKET
 
 log = get_log("builder")
 
@@ -42,7 +42,7 @@ PACKAGES = (
 KEY_NAME = "agent-image.json"
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Changed when what is built from the same sources changes.
-LAYOUT = 1
+LAYOUT = 2
 _LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 _LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
 _DOWNLOAD_TIMEOUT_S = 600.0
@@ -114,6 +114,7 @@ async def _build(scratch: Path, mirror: str | None) -> dict[str, str]:
     script = Path(__file__).with_name("agent_compile.py")
     # Without debug ranges the code is a third smaller; tracebacks still tell lines.
     await run([*_python_argv(str(image), python), "-X", "no_debug_ranges", script, image, _sources().parent])
+    await asyncio.to_thread(_write_sudo, image / SUDO_NAME)
     # Without its token the agent says so and ends: proof that loader, libraries and bundle fit together.
     proof = await run(agent_argv(str(image)), env={}, check=False)
     if proof.returncode != 2 or "FIREBRICK_CONTROL_TOKEN" not in proof.stderr:
@@ -134,6 +135,14 @@ def _assemble(root: Path, image: Path) -> None:
         shutil.copy(source, image / "lib" / ("ld.so" if name.startswith("ld-") else name))
     ignored = shutil.ignore_patterns("__pycache__", "test", "lib2to3", "sitecustomize.py")
     shutil.copytree(root / "usr/lib/python3.11", image / "lib/python3.11", ignore=ignored)
+
+
+def _write_sudo(path: Path) -> None:
+    """A script, for a first line has room for one argument only; the image's shell costs a few milliseconds."""
+    command = shlex.join([*agent_argv(), SUDO_SOCKET])
+    # As with the real one, nothing is preloaded; what fits the image's C library would not fit ours.
+    path.write_text(f'#!/bin/sh\nunset LD_PRELOAD LD_AUDIT\nexec {command} "$0" "$@"\n')
+    path.chmod(0o755)
 
 
 def _publish(scratch: Path, target: Path, key: str, packages: dict[str, str]) -> None:

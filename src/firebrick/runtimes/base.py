@@ -28,6 +28,12 @@ from firebrick.model.machine import Limits, MachineExit, RuntimeName, Usage
 AGENT_MOUNT = "/.firebrick"
 """Where the guest agent's read-only runtime appears inside every machine."""
 
+SUDO_NAME = "sudo"
+"""In the agent's directory: a `sudo` for machines whose runtime ignores setuid programs. It asks the agent, which
+listens when SUDO_VARIABLE is in its environment, on the abstract socket of that name."""
+SUDO_VARIABLE = "FIREBRICK_SUDO_SOCKET"
+SUDO_SOCKET = "firebrick-sudo"
+
 CONSOLE_NAME = "console"
 """FIFO in `spec.directory` that the machine's standard output and error go to. The driver opens it read-write
 for the machine, so a machine never blocks on a reader and never gets SIGPIPE; the node drains it into a

@@ -9,6 +9,9 @@ The sentry reads the template's image by itself and keeps what the machine write
 machine's own bounded disk. Going through the host's overlay instead is half as fast, knows no user xattrs, and fails
 on the attributes of symbolic links, so that `ls -l /` ends with an error (as of 2024-07).
 
+Releases before 2025 ignore the setuid bit, so that sudo could do nothing; over the image's they get one of ours, which
+asks the guest agent (ADR 4). Later ones honour it when told to.
+
 runsc starts in a mount namespace of its own for two reasons. The sentry takes the memory that it reports inside
 from /proc/meminfo. And releases before 2024-08 mistake every network namespace for the host's on kernels that show
 net.core.rmem_default in all of them; an empty tmpfs over /proc/sys/net mends that.
@@ -16,6 +19,7 @@ net.core.rmem_default in all of them; an empty tmpfs over /proc/sys/net mends th
 
 import asyncio
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +29,15 @@ from firebrick.linux.netns import in_own_thread, unshare
 from firebrick.linux.process import CommandFailed, run
 from firebrick.model.ids import MachineId
 from firebrick.model.machine import Limits, MachineExit, RuntimeName, Usage
-from firebrick.runtimes.base import Capability, MachineSpec, MachineStatus, RuntimeFailed
+from firebrick.runtimes.base import (
+    SUDO_NAME,
+    SUDO_SOCKET,
+    SUDO_VARIABLE,
+    Capability,
+    MachineSpec,
+    MachineStatus,
+    RuntimeFailed,
+)
 from firebrick.runtimes.machines import START_TIMEOUT_S, DetachedMachines, StartPlan
 from firebrick.runtimes.oci import (
     CAPABILITIES,
@@ -49,6 +61,10 @@ OOM_STATUSES = frozenset({-9, 1})
 """The kernel kills the sentry, or the process of the host that a guest process runs in; the sentry then ends that
 guest process with 1."""
 
+HONOURS_SETUID = "allow-suid"
+"""The flag of a runsc that can run setuid programs as their owner. One without it never does."""
+
+_SUDO = "usr/bin/sudo"
 _HOST_SYSCTL = Path("/proc/sys/net/core/rmem_default")
 
 
@@ -94,7 +110,7 @@ class GvisorRuntime:
 
     def _plan(self, spec: MachineSpec, flags: tuple[str, ...]) -> StartPlan:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        bundle = write_bundle(spec.directory, gvisor_config(spec))
+        bundle = write_bundle(spec.directory, gvisor_config(spec, honours_setuid=HONOURS_SETUID in self._known))
         meminfo = spec.directory / "meminfo"
         meminfo.write_text(f"MemTotal: {spec.limits.memory_mib * 1024} kB\n")
         pid_file = spec.directory / "pid"
@@ -147,7 +163,7 @@ def host_limits(limits: Limits) -> CgroupLimits:
     )
 
 
-def gvisor_config(spec: MachineSpec) -> Json:
+def gvisor_config(spec: MachineSpec, *, honours_setuid: bool = False) -> Json:
     """The OCI configuration of a gVisor machine."""
     shm_options = ["nosuid", "nodev", "mode=1777", f"size={SHARED_MEMORY_MIB}m"]
     mounts: list[Json] = [
@@ -159,6 +175,9 @@ def gvisor_config(spec: MachineSpec) -> Json:
         # runsc puts a tmpfs on an empty /tmp, and what a guest writes there would count as its memory.
         bind_mount("/tmp", spec.rootfs / "tmp", "rw", "nosuid", "nodev"),
     ]
+    has_own_sudo = not honours_setuid and needs_sudo(spec)
+    if has_own_sudo:
+        mounts.append(bind_mount(f"/{_SUDO}", spec.agent_dir / SUDO_NAME, "ro", "nosuid", "nodev"))
     config = oci_config(
         spec,
         mounts=mounts,
@@ -167,6 +186,8 @@ def gvisor_config(spec: MachineSpec) -> Json:
         rlimits={"RLIMIT_NOFILE": OPEN_FILES_COUNT, "RLIMIT_NPROC": spec.limits.process_count},
         linux={},
     )
+    if has_own_sudo:
+        config["process"]["env"].append(f"{SUDO_VARIABLE}={SUDO_SOCKET}")
     if spec.image is not None and spec.disk is not None:
         config["annotations"] = {
             "dev.gvisor.spec.rootfs.source": str(spec.image),
@@ -174,6 +195,16 @@ def gvisor_config(spec: MachineSpec) -> Json:
             "dev.gvisor.spec.rootfs.overlay": f"dir={spec.disk}",
         }
     return config
+
+
+def needs_sudo(spec: MachineSpec) -> bool:
+    """Whether the image has a setuid sudo that ours can stand in for."""
+    try:
+        # Of a link nothing is taken: in a tree that a guest has written it may lead to the host's.
+        found = (spec.rootfs / _SUDO).lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_ISUID) and (spec.agent_dir / SUDO_NAME).is_file()
 
 
 def runsc_flags(known: frozenset[str], root: Path, platform: str) -> tuple[str, ...]:
@@ -186,6 +217,7 @@ def runsc_flags(known: frozenset[str], root: Path, platform: str) -> tuple[str, 
         "file-access-mounts": "exclusive",
         # The cgroup is ours, and runsc does not understand every layout.
         "ignore-cgroups": "true",
+        HONOURS_SETUID: "true",
         "host-uds": "none",
         "host-fifo": "none",
     }
