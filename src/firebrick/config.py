@@ -47,6 +47,10 @@ class Config:
     memory_overcommit: float = setting(4.0, "ratio", "promised memory over real memory at most")
     max_sandboxes_per_team: int = setting(200, "count", "concurrent sandboxes of a new team")
     max_timeout_s: int = setting(86_400, "s", "longest timeout that may be asked for")
+    grace_bin_s: int = setting(
+        3600, "s", "how long the disk of a sandbox that its timeout ended can be recovered; 0 keeps none"
+    )
+    metrics_kept_s: int = setting(86_400, "s", "how long samples of use are kept; those of the last hour all")
     log_level: str = setting("info", "level", "debug, info, warning or error")
 
     @property

@@ -5,15 +5,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from firebrick.catalog.base import RouteState
 from firebrick.config import Config
 from firebrick.control.plane import ControlPlane, open_control_plane
+from firebrick.control.routing import may_wake
 from firebrick.control.sandboxes import NewSandbox
 from firebrick.model.ids import BuildId, NodeId, SandboxId, TemplateId
 from firebrick.model.machine import Limits
 from firebrick.model.sandbox import Sandbox, SandboxState
+from firebrick.model.snapshot import SnapshotState
 from firebrick.model.team import Team
+from firebrick.rpc.node_api import NodeSandboxState
+from firebrick.store.nodes import node_list_views
 from firebrick.store.reservations import reservation_list
-from firebrick.store.sandboxes import sandbox_fetch, sandbox_list_in_states
+from firebrick.store.sandboxes import sandbox_fetch, sandbox_list_bin, sandbox_list_in_states
+from firebrick.store.snapshots import snapshot_list_all
 from tests.support.fake_node import FakeCatalog, FakeNode
 from tests.support.manual_clock import ManualClock
 from tests.support.wait import wait_for
@@ -69,14 +75,32 @@ class Running:
             return list(await sandbox_list_in_states(tx, LIVING))
 
     async def assert_consistent(self) -> None:
-        """No row, reservation, route or sandbox without the others."""
-        rows = await self.living()
+        """No row, reservation, route, sandbox or snapshot without the others."""
+        rows, node = await self.living(), self.world.node
         running = {row.sandbox_id for row in rows if row.state is SandboxState.RUNNING}
-        assert running == {row.sandbox_id for row in rows}, "a sandbox is half way"
-        assert set(self.world.node.running) == running
-        assert set(self.world.catalog.routes) == running
+        paused = {row.sandbox_id: row for row in rows if row.state is SandboxState.PAUSED}
+        assert {*running, *paused} == {row.sandbox_id for row in rows}, "a sandbox is half way"
+        assert set(node.running) == running
+        routes = self.world.catalog.routes
+        assert {item for item, route in routes.items() if route.state is RouteState.RUNNING} == running
+        assert {item for item, route in routes.items() if route.state is RouteState.PAUSED} == {
+            item for item, row in paused.items() if may_wake(row)
+        }
         async with self.control.platform.database.read() as tx:
-            assert {sandbox_id for sandbox_id, _ in await reservation_list(tx)} == running
+            reserved = {sandbox_id for sandbox_id, _ in await reservation_list(tx)}
+            binned = {row.sandbox_id for row in await sandbox_list_bin(tx) if row.recoverable_until is not None}
+            snapshots = await snapshot_list_all(tx)
+            (view,) = await node_list_views(tx)
+        assert reserved == {*running, *paused, *binned}
+        assert view.reserved_millicpu == len(running) * LIMITS.millicpu
+        assert view.reserved_disk_mib == len(reserved) * LIMITS.disk_mib
+        held = {item: kept for item, kept in node.kept.items() if kept.state is NodeSandboxState.PAUSED}
+        assert {item: kept.keeps_memory for item, kept in held.items()} == {
+            item: row.keeps_memory for item, row in paused.items() if item in held
+        }
+        assert set(node.kept) == {*paused, *binned}
+        assert {item.snapshot_id for item in snapshots} == set(node.snapshots)
+        assert all(item.state is SnapshotState.READY and not item.is_private for item in snapshots)
 
 
 def make_world(directory: Path) -> World:

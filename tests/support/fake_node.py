@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from firebrick.catalog.base import Route, Tombstone
+from firebrick.catalog.base import Route, Tombstone, Waker
 from firebrick.clock import Clock
 from firebrick.model.errors import NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, new_machine_id
@@ -222,6 +222,7 @@ class FakeCatalog:
     """Writer side of a catalog with no edge behind it."""
 
     def __init__(self) -> None:
+        self.waker: Waker | None = None
         self.routes: dict[SandboxId, Route] = {}
         self.tombstones: dict[SandboxId, Tombstone] = {}
         self.before: dict[str, Callable[[], object]] = {}

@@ -6,7 +6,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from firebrick import __version__
-from firebrick.api import health, not_available, sandbox_lists, sandbox_observations, sandboxes, templates
+from firebrick.api import (
+    health,
+    not_available,
+    sandbox_lists,
+    sandbox_observations,
+    sandbox_pauses,
+    sandboxes,
+    snapshots,
+    team_metrics,
+    templates,
+)
 from firebrick.api.errors import install_error_handlers
 from firebrick.api.request_context import RequestContext
 from firebrick.api.telemetry import Telemetry
@@ -56,7 +66,11 @@ def _build() -> FastAPI:
     )
     app.state.telemetry = Telemetry()
     # NOTE: fixed paths such as /sandboxes/metrics come before /sandboxes/{sandboxID}: the first match wins.
-    for module in (health, sandbox_lists, sandbox_observations, sandboxes, templates, not_available):
+    # `snapshots` is last: a snapshot's id has a slash, so its path takes what nothing else took.
+    for module in (
+        health, sandbox_lists, sandbox_observations, team_metrics, sandboxes, sandbox_pauses, templates, not_available,
+        snapshots,
+    ):  # fmt: skip
         app.include_router(module.router)
     install_error_handlers(app)
     app.add_middleware(

@@ -7,25 +7,17 @@ from firebrick.api.route import authenticated_router
 
 router = authenticated_router("not in this version")
 
-PAUSE = "Pausing and resuming sandboxes"
-SNAPSHOT = "Taking snapshots of sandboxes"
 BUILD = "Building and changing templates"
 VOLUMES = "Using volumes"
 SECRETS = "Using secrets"
 
 NOT_AVAILABLE: tuple[tuple[str, str, str], ...] = (
-    ("POST", "/sandboxes/{sandboxID}/pause", PAUSE),
-    ("POST", "/sandboxes/{sandboxID}/resume", PAUSE),
-    ("POST", "/sandboxes/{sandboxID}/fork", "Forking sandboxes"),
-    ("POST", "/sandboxes/{sandboxID}/snapshots", SNAPSHOT),
-    ("GET", "/snapshots", SNAPSHOT),
     ("PUT", "/sandboxes/{sandboxID}/network", "Changing the network of a running sandbox"),
     ("POST", "/v3/templates", BUILD),
     ("GET", "/templates/{templateID}/files/{hash}", BUILD),
     ("POST", "/v2/templates/{templateID}/builds/{buildID}", BUILD),
     ("GET", "/templates/{templateID}/builds/{buildID}/status", BUILD),
     ("GET", "/templates/{templateID}/builds/{buildID}/logs", BUILD),
-    ("DELETE", "/templates/{templateID}", BUILD),
     ("PATCH", "/v2/templates/{templateID}", BUILD),
     ("PATCH", "/templates/{templateID}", BUILD),
     ("POST", "/templates/tags", BUILD),

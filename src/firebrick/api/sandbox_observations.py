@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from firebrick.api import schemas
 from firebrick.api.parameters import SandboxIdOf, UnixMillis, UnixSeconds, from_unix, parse_sandbox_ids
 from firebrick.api.route import ControlOf, TeamOf, authenticated_router
-from firebrick.api.wire import WireResponse, answer, wire_log_entry, wire_metric
+from firebrick.api.wire import WireResponse, answer, log_line, wire_log_entry, wire_metric
 from firebrick.rpc.node_api import LogEntry
 
 router = authenticated_router("sandboxes")
@@ -48,7 +48,7 @@ async def get_logs(
     """Log lines from `start` on, oldest first."""
     lines = await control.observations.read_logs(team.team_id, sandbox_id, start_ms=start, limit=limit)
     body = schemas.SandboxLogs(
-        logs=[schemas.SandboxLog(timestamp=line.timestamp, line=line.message) for line in lines],
+        logs=[schemas.SandboxLog(timestamp=line.timestamp, line=log_line(line)) for line in lines],
         logEntries=[wire_log_entry(line) for line in lines],
     )
     return answer(body)
@@ -89,7 +89,7 @@ async def get_many_metrics(control: ControlOf, team: TeamOf, sandbox_ids: str) -
 async def get_metrics(
     control: ControlOf, team: TeamOf, sandbox_id: SandboxIdOf, start: UnixSeconds = None, end: UnixSeconds = None
 ) -> Response:
-    """Readings between two times, a few seconds apart, oldest first; kept for an hour."""
+    """Readings between two times, oldest first: every few seconds for the last hour, about one a minute before."""
     readings, cpu_count = await control.observations.read_usage(
         team.team_id, sandbox_id, start=from_unix(start), end=from_unix(end)
     )

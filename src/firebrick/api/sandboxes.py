@@ -1,6 +1,7 @@
-"""Endpoints of sandboxes: create, connect, look, prolong, kill."""
+"""Endpoints of sandboxes: create, look, prolong, kill."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Body, Header
@@ -14,22 +15,22 @@ from firebrick.api.wire import WireResponse, answer, wire_detail, wire_sandbox
 from firebrick.control.plane import ControlPlane
 from firebrick.control.sandboxes import Idempotency, NewSandbox, hash_body
 from firebrick.model.errors import Invalid
-from firebrick.model.sandbox import Sandbox
+from firebrick.model.sandbox import OnTimeout, Sandbox
 
 router = authenticated_router("sandboxes")
 
 IDEMPOTENCY_KEY = re.compile(r"[a-z0-9-]{1,255}\Z")
+IDLE_TIMEOUT_KEY = "firebrick.idleTimeout"
+IDLE_LEAST_S = 15
+"""Three samples of use: fewer could not tell a pause for thought from idleness."""
+IDLE_MOST_S = 30 * 86_400
 REFRESH_DEFAULT_S = 15
 """What E2B prolongs by when a refresh names no duration."""
 
 
 def _refuse_what_is_missing(body: schemas.NewSandboxV2) -> None:
     """A field that asks for what this version cannot do is refused by name; one that asks for nothing is fine."""
-    if body.autoPauseMemory is False and not body.autoPause:
-        raise Invalid("autoPauseMemory: false needs autoPause: true")
     wanted = {
-        "autoPause: pausing sandboxes": body.autoPause,
-        "autoResume: resuming sandboxes": body.autoResume is not None and body.autoResume.enabled,
         "network: setting network rules (but for allow_internet_access)": _asks(body.network),
         "volumeMounts: mounting volumes": body.volumeMounts,
         "iam: issuing identity tokens": _asks(body.iam),
@@ -49,17 +50,40 @@ def _asks(options: dict[str, Any] | None) -> bool:
 
 def _wish(body: schemas.NewSandboxV2, *, secure: bool) -> NewSandbox:
     _refuse_what_is_missing(body)
+    does_resume = body.autoResume is not None and bool(body.autoResume.enabled)
+    if body.autoPauseMemory is False and not body.autoPause:
+        raise Invalid("autoPauseMemory: false needs autoPause: true")
+    if body.autoPauseMemory is False and does_resume:
+        raise Invalid("autoPauseMemory: false cannot be combined with autoResume: traffic cannot resume such a sandbox")
+    metadata = body.metadata or {}
     return NewSandbox(
         template=body.templateID,
         timeout_s=body.timeout,
-        metadata=body.metadata or {},
+        metadata=metadata,
         env=body.envVars or {},
         secure=secure,
         allow_internet_access=body.allow_internet_access,
+        on_timeout=OnTimeout.PAUSE if body.autoPause else OnTimeout.KILL,
+        auto_pause_memory=body.autoPauseMemory is not False,
+        auto_resume=does_resume,
+        idle_timeout_s=idle_timeout_of(metadata),
     )
 
 
-def _answer(control: ControlPlane, sandbox: Sandbox, status: int) -> WireResponse:
+def idle_timeout_of(metadata: Mapping[str, str]) -> int | None:
+    """An option of ours travels as metadata, because E2B's clients can send nothing else.
+
+    Raises: Invalid.
+    """
+    text = metadata.get(IDLE_TIMEOUT_KEY)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or not IDLE_LEAST_S <= int(text[:9]) <= IDLE_MOST_S:
+        raise Invalid(f"metadata {IDLE_TIMEOUT_KEY}: whole seconds from {IDLE_LEAST_S} to {IDLE_MOST_S}")
+    return int(text)
+
+
+def sandbox_answer(control: ControlPlane, sandbox: Sandbox, status: int) -> WireResponse:
     token = control.sandboxes.access_token(sandbox)
     return answer(wire_sandbox(sandbox, access_token=token, domain=control.config.sandbox_domain), status)
 
@@ -83,14 +107,14 @@ async def create_sandbox_v2(
             raise Invalid("Idempotency-Key: 1 to 255 characters of a-z, 0-9 and '-'")
         idempotency = Idempotency(key=idempotency_key, body_hash=hash_body(body.model_dump_json().encode()))
     sandbox = await control.sandboxes.create(team, _wish(body, secure=True), idempotency)
-    return _answer(control, sandbox, 201)
+    return sandbox_answer(control, sandbox, 201)
 
 
 @router.post("/sandboxes", status_code=201, response_model=schemas.Sandbox, responses=CREATE_ERRORS)
 async def create_sandbox(control: ControlOf, team: TeamOf, body: schemas.NewSandbox) -> Response:
     """Create a sandbox, as clients before 2.60 ask for it."""
     sandbox = await control.sandboxes.create(team, _wish(body, secure=bool(body.secure)))
-    return _answer(control, sandbox, 201)
+    return sandbox_answer(control, sandbox, 201)
 
 
 @router.get("/sandboxes/{sandboxID}", response_model=schemas.SandboxDetail)
@@ -106,26 +130,6 @@ async def kill_sandbox(control: ControlOf, team: TeamOf, sandbox_id: SandboxIdOf
     """End a sandbox now."""
     await control.sandboxes.kill(team.team_id, sandbox_id)
     return Response(status_code=204)
-
-
-@router.post("/v2/sandboxes/{sandboxID}/connect", response_model=schemas.Sandbox)
-async def connect_sandbox_v2(
-    control: ControlOf,
-    team: TeamOf,
-    sandbox_id: SandboxIdOf,
-    body: Annotated[schemas.ConnectSandboxV2 | None, Body()] = None,
-) -> Response:
-    """Use a running sandbox for at least the timeout (300 s) from now."""
-    timeout_s = (body or schemas.ConnectSandboxV2()).timeout
-    return _answer(control, await control.sandboxes.connect(team, sandbox_id, timeout_s), 200)
-
-
-@router.post("/sandboxes/{sandboxID}/connect", response_model=schemas.Sandbox)
-async def connect_sandbox(
-    control: ControlOf, team: TeamOf, sandbox_id: SandboxIdOf, body: schemas.ConnectSandbox
-) -> Response:
-    """Use a running sandbox for at least the timeout from now, as older clients ask for it."""
-    return _answer(control, await control.sandboxes.connect(team, sandbox_id, body.timeout), 200)
 
 
 @router.post("/sandboxes/{sandboxID}/timeout", status_code=204)

@@ -1,6 +1,7 @@
 """What travels on the wire, spelled as E2B spells it. Unknown fields of a request are ignored, as E2B does.
 
-`runtime` and `isolation` in answers are ours: they tell what stands between a sandbox and the host.
+`runtime` and `isolation` in answers are ours: they tell what stands between a sandbox and the host. So is `keepsMemory`
+of a paused one: true while its processes wait where they were, false when only its disk is there.
 """
 
 from datetime import datetime
@@ -86,10 +87,33 @@ class NewSandbox(NewSandboxV2):
 
 class ConnectSandbox(Request):
     timeout: int
+    memory: bool | None = None
 
 
 class ConnectSandboxV2(Request):
-    timeout: int = 300
+    timeout: int | None = None
+    memory: bool | None = None
+
+
+class PauseSandbox(Request):
+    memory: bool | None = None
+    requireHealthyGuest: bool | None = None
+
+
+class ResumeSandbox(Request):
+    timeout: int = 15
+    autoPause: bool | None = None
+    memory: bool | None = None
+
+
+class ForkSandbox(Request):
+    timeout: int = 15
+    count: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class SnapshotSandbox(Request):
+    name: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TEMPLATE_CHARS)] | None = None
+    memory: bool | None = None
 
 
 class SandboxTimeout(Request):
@@ -134,6 +158,7 @@ class ListedSandbox(Wire):
     metadata: dict[str, str] | None = None
     runtime: str | None = None
     isolation: str | None = None
+    keepsMemory: bool | None = None
 
 
 class SandboxLifecycle(Wire):
@@ -142,10 +167,34 @@ class SandboxLifecycle(Wire):
 
 
 class SandboxDetail(ListedSandbox):
+    pauseMode: Literal["full", "filesystem"] | None = None
     envdAccessToken: str | None = None
     allowInternetAccess: bool | None = None
     domain: str | None = None
     lifecycle: SandboxLifecycle | None = None
+
+
+class ForkResult(Wire):
+    sandbox: Sandbox | None = None
+    error: Error | None = None
+
+
+class Snapshot(Wire):
+    snapshotID: str
+    names: list[str]
+
+
+class TeamMetric(Wire):
+    timestamp: datetime
+    timestampUnix: int
+    concurrentSandboxes: int
+    sandboxStartRate: float
+
+
+class MaxTeamMetric(Wire):
+    timestamp: datetime
+    timestampUnix: int
+    value: float
 
 
 class SandboxMetric(Wire):

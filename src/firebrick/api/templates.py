@@ -22,5 +22,5 @@ async def list_templates(control: ControlOf, team: TeamOf) -> Response:
 @router.get("/templates/aliases/{alias}", response_model=schemas.TemplateAlias)
 async def get_alias(control: ControlOf, team: TeamOf, alias: str) -> Response:
     """Which template a name means."""
-    template, _ = await control.templates.resolve(team.team_id, alias)
+    template = (await control.templates.resolve(team, alias)).template
     return answer(schemas.TemplateAlias(templateID=template.template_id, public=template.team_id is None))

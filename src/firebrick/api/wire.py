@@ -1,6 +1,7 @@
 """From what the control plane knows to what travels, and to bytes. Answers are serialised here, once: FastAPI would
 check every field of our own objects a second time, which costs more than the query."""
 
+import json
 from math import ceil
 from typing import Any, Literal
 
@@ -8,10 +9,12 @@ from fastapi.responses import Response
 from pydantic import BaseModel, TypeAdapter
 
 from firebrick.api import schemas
+from firebrick.control.samples import TeamSample, UsageSample
 from firebrick.control.templates import TemplateWithBuilds
 from firebrick.model.machine import Limits
 from firebrick.model.sandbox import Sandbox, SandboxState
-from firebrick.rpc.node_api import LogEntry, SandboxUsage
+from firebrick.model.snapshot import Snapshot
+from firebrick.rpc.node_api import LogEntry
 
 ENVD_VERSION = "0.6.13"
 """The version of E2B's guest agent whose behaviour ours has; clients switch features on by it."""
@@ -59,8 +62,10 @@ def wire_detail(sandbox: Sandbox, *, access_token: str | None, domain: str) -> s
     fields = _listed_fields(sandbox) | {
         "allowInternetAccess": sandbox.allow_internet_access,
         "domain": domain,
-        "lifecycle": schemas.SandboxLifecycle(autoResume=False, onTimeout="kill"),
+        "lifecycle": schemas.SandboxLifecycle(autoResume=sandbox.auto_resume, onTimeout=sandbox.on_timeout.value),
     }
+    if sandbox.state is SandboxState.PAUSED:
+        fields["pauseMode"] = "full" if sandbox.keeps_memory else "filesystem"
     if access_token is not None:
         fields["envdAccessToken"] = access_token
     return schemas.SandboxDetail(**fields)
@@ -92,6 +97,8 @@ def _optional(sandbox: Sandbox) -> dict[str, Any]:
         fields["alias"] = sandbox.template_alias
     if sandbox.runtime is not None:
         fields |= {"runtime": sandbox.runtime.value, "isolation": sandbox.runtime.isolation.value}
+    if sandbox.state is SandboxState.PAUSED:
+        fields["keepsMemory"] = bool(sandbox.keeps_memory)
     return fields
 
 
@@ -103,17 +110,38 @@ def _sizes(limits: Limits) -> dict[str, int]:
     }
 
 
-def wire_metric(usage: SandboxUsage, *, cpu_count: int) -> schemas.SandboxMetric:
+def wire_metric(sample: UsageSample, *, cpu_count: int) -> schemas.SandboxMetric:
     return schemas.SandboxMetric(
-        timestamp=usage.timestamp,
-        timestampUnix=int(usage.timestamp.timestamp()),
+        timestamp=sample.at,
+        timestampUnix=int(sample.at.timestamp()),
         cpuCount=cpu_count,
-        cpuUsedPct=usage.cpu_used_pct,
-        memUsed=usage.memory_bytes,
-        memTotal=usage.memory_limit_bytes,
+        cpuUsedPct=sample.cpu_used_pct,
+        memUsed=sample.memory_bytes,
+        memTotal=sample.memory_limit_bytes,
         memCache=0,
-        diskUsed=usage.disk_bytes,
-        diskTotal=usage.disk_limit_bytes,
+        diskUsed=sample.disk_bytes,
+        diskTotal=sample.disk_limit_bytes,
+    )
+
+
+def wire_team_metric(sample: TeamSample) -> schemas.TeamMetric:
+    return schemas.TeamMetric(
+        timestamp=sample.at,
+        timestampUnix=int(sample.at.timestamp()),
+        concurrentSandboxes=sample.running_count,
+        sandboxStartRate=sample.start_rate,
+    )
+
+
+def wire_snapshot(snapshot: Snapshot) -> schemas.Snapshot:
+    return schemas.Snapshot(snapshotID=snapshot.shown_id, names=[] if snapshot.name is None else [snapshot.name])
+
+
+def log_line(entry: LogEntry) -> str:
+    """A line as the older log endpoint has it: JSON in a string, with level and logger, which E2B's CLI takes apart."""
+    return json.dumps(
+        {**entry.fields, "level": entry.level, "logger": entry.fields.get("logger", "envd"), "message": entry.message},
+        ensure_ascii=False,
     )
 
 

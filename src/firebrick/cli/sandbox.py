@@ -1,4 +1,4 @@
-"""`firebrick sandbox …`: create, list, exec, kill, logs, in docker's habits."""
+"""`firebrick sandbox …`: create, list, exec, kill, logs, in docker's habits. Pausing is in `sandbox_pause.py`."""
 
 import json
 import os
@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from firebrick.cli import sandbox_pause
 from firebrick.cli.client import Client, reach
 from firebrick.cli.console import err, fail, out, pairs, reports_errors, table
 from firebrick.config import load_config
 from firebrick.model.errors import FirebrickError, NotFound
 
-app = typer.Typer(help="Create, look into and end sandboxes.", no_args_is_help=True)
+app = typer.Typer(help="Create, look into, pause and end sandboxes.", no_args_is_help=True)
+sandbox_pause.register(app)
 
 FOLLOW_EVERY_S = 0.5
 LIST_LIMIT = 1000
@@ -36,6 +38,11 @@ def create(
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="KEY=VALUE; may be repeated.")] = None,
     metadata: Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE metadata.")] = None,
     internet: Annotated[bool, typer.Option(help="Whether the sandbox reaches the internet.")] = True,
+    on_timeout: Annotated[str, typer.Option(help="What happens at the end: kill or pause.")] = "kill",
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Traffic resumes it when paused.")] = False,
+    idle_timeout: Annotated[
+        int | None, typer.Option(help="End or pause it after so many seconds in which it did nothing.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's whole answer.")] = False,
 ) -> None:
     """Create a sandbox and print its id."""
@@ -45,6 +52,14 @@ def create(
         "envVars": pairs("--env", env or []),
         "metadata": pairs("--label", metadata or []),
     }
+    if on_timeout not in ("kill", "pause"):
+        fail(f"--on-timeout must be kill or pause, not '{on_timeout}'")
+    if on_timeout == "pause":
+        body["autoPause"] = True
+    if auto_resume:
+        body["autoResume"] = {"enabled": True}
+    if idle_timeout is not None:
+        body["metadata"]["firebrick.idleTimeout"] = str(idle_timeout)
     if not internet:
         body["allow_internet_access"] = False
     answer = open_client().request("POST", "/v2/sandboxes", json=body).json()
@@ -71,11 +86,11 @@ def list_sandboxes(
             (
                 item["sandboxID"],
                 item.get("alias") or item["templateID"],
-                item["state"],
+                _state(item),
                 item.get("runtime", ""),
                 f"{item['cpuCount']} CPU, {item['memoryMB']} MiB",
                 _ago(item["startedAt"]),
-                _left(item["endAt"]),
+                _left(item["endAt"]) if item["state"] == "running" else "",
             )
             for item in found
         ]
@@ -146,6 +161,9 @@ def exec_command(
     from e2b.exceptions import SandboxException
 
     target = reach(load_config())
+    if Client(target).request("GET", f"/sandboxes/{sandbox}").json()["state"] == "paused":
+        # Without a timeout: it then lives as long as it was configured to.
+        Client(target).request("POST", f"/v2/sandboxes/{sandbox}/connect", json={})
     try:
         # A timeout of 1 s never shortens what the sandbox has left: connect only extends.
         box = Sandbox.connect(
@@ -199,6 +217,12 @@ def _print_entry(entry: dict[str, Any]) -> None:
     out.print(
         f"{entry['timestamp']} {entry['level']:<5} {entry['message']} {fields}".rstrip(), markup=False, soft_wrap=True
     )
+
+
+def _state(item: dict[str, Any]) -> str:
+    if item["state"] == "paused":
+        return "paused" if item.get("keepsMemory") else "paused (disk only)"
+    return str(item["state"])
 
 
 def _ago(timestamp: str) -> str:

@@ -11,25 +11,30 @@ from contextlib import asynccontextmanager
 from firebrick.catalog.base import CatalogWriter
 from firebrick.clock import Clock
 from firebrick.config import Config
+from firebrick.control.background.empty_grace_bin import EmptyGraceBin
 from firebrick.control.background.expire_sandboxes import ExpireSandboxes
 from firebrick.control.background.finish_sandboxes import FinishSandboxes
 from firebrick.control.background.forget_ended import ForgetEnded
 from firebrick.control.background.rebuild_catalog import rebuild_catalog
 from firebrick.control.background.reconciler import Reconciler
+from firebrick.control.background.sample_teams import SampleTeams
 from firebrick.control.background.sample_usage import SampleUsage
+from firebrick.control.background.sweep_snapshots import SweepSnapshots
 from firebrick.control.background.sync_nodes import SyncNodes
 from firebrick.control.background.watch_exits import WatchExits
 from firebrick.control.listing import ListingService
 from firebrick.control.nodes import NodeDirectory
 from firebrick.control.observations import ObservationService
+from firebrick.control.pausing import PauseService
 from firebrick.control.platform import Platform
+from firebrick.control.samples import LatestUsage
 from firebrick.control.sandboxes import SandboxService
+from firebrick.control.snapshots import SnapshotService
 from firebrick.control.teams import TeamService, ensure_default_team
 from firebrick.control.templates import TemplateService
 from firebrick.control.tokens import SEED_NAME, Tokens, load_seed
-from firebrick.control.usage import UsageSeries
 from firebrick.log import get_log
-from firebrick.model.ids import NodeId
+from firebrick.model.ids import NodeId, SandboxId
 from firebrick.model.sandbox import SandboxState
 from firebrick.model.team import Team
 from firebrick.rpc.node_api import NodeClient
@@ -45,23 +50,34 @@ class ControlPlane:
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
-        series = UsageSeries()
+        latest = LatestUsage()
         self.teams = TeamService(platform.database, platform.clock)
         self.templates = TemplateService(platform.database, platform.clock)
         self.sandboxes = SandboxService(platform, self.templates)
+        self.pausing = PauseService(platform, self.sandboxes)
+        platform.catalog.waker = self._wake
+        self.snapshots = SnapshotService(platform, self.sandboxes)
         self.listing = ListingService(platform)
-        self.observations = ObservationService(platform, self.sandboxes, series)
+        self.observations = ObservationService(platform, self.sandboxes, latest)
         clock, signals = platform.clock, platform.signals
         exits = {node_id: WatchExits(platform, node_id) for node_id in platform.nodes.clients}
         finish = FinishSandboxes(platform, born_at=clock.now(), is_only_one=platform.database.is_sqlite)
+        sweep = SweepSnapshots(platform, is_only_one=platform.database.is_sqlite)
         self.reconcilers = (
             Reconciler("sync_nodes", SyncNodes(platform, exits).round, clock, signals.nodes),
             Reconciler("finish_sandboxes", finish.round, clock, signals.endings),
             Reconciler("expire_sandboxes", ExpireSandboxes(platform).round, clock, signals.expiry),
-            Reconciler("sample_usage", SampleUsage(platform, series).round, clock),
+            Reconciler("sample_usage", SampleUsage(platform, latest).round, clock),
+            Reconciler("sample_teams", SampleTeams(platform).round, clock),
+            Reconciler("empty_grace_bin", EmptyGraceBin(platform).round, clock),
+            Reconciler("sweep_snapshots", sweep.round, clock, signals.snapshots),
             Reconciler("forget_ended", ForgetEnded(platform).round, clock),
             *(Reconciler(f"watch_exits:{node_id}", watch.round, clock) for node_id, watch in exits.items()),
         )
+
+    async def _wake(self, sandbox_id: SandboxId) -> None:
+        """For the edge; see `PauseService.wake`."""
+        await self.pausing.wake(sandbox_id)
 
     @property
     def config(self) -> Config:

@@ -1,4 +1,4 @@
-"""Sandboxes as their owners use them: create, look, prolong, kill."""
+"""Sandboxes as their owners use them: create, look, prolong, kill. Pausing is in `pausing.py`."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from firebrick.lifecycle.sandbox_machine import is_visible
 from firebrick.log import bound
 from firebrick.model.errors import AlreadyExists, Conflict, Invalid, NotFound, WrongState
 from firebrick.model.ids import SandboxId, TeamId, new_sandbox_id
-from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
+from firebrick.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxState
 from firebrick.model.team import Team
 from firebrick.store.idempotency import IdempotencyRecord, idempotency_fetch
 from firebrick.store.sandboxes import sandbox_fetch, sandbox_update_if
@@ -45,6 +45,10 @@ class NewSandbox:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     secure: bool = True
     allow_internet_access: bool | None = None
+    on_timeout: OnTimeout = OnTimeout.KILL
+    auto_pause_memory: bool = True
+    auto_resume: bool = False
+    idle_timeout_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,32 +80,44 @@ class SandboxService:
             earlier = await self._earlier(team.team_id, idempotency)
             if earlier is not None:
                 return earlier
-        template, build = await self._templates.resolve(team.team_id, wish.template)
+        source = await self._templates.resolve(team, wish.template)
+        snapshot = source.snapshot
         now = self._platform.clock.now()
         sandbox = Sandbox(
             sandbox_id=new_sandbox_id(),
             team_id=team.team_id,
-            template_id=template.template_id,
-            build_id=build.build_id,
+            template_id=source.template.template_id,
+            build_id=source.build_id,
             state=SandboxState.CREATING,
             generation=1,
-            limits=build.limits,
+            limits=source.limits,
             created_at=now,
             started_at=now,
             expires_at=now + timedelta(seconds=wish.timeout_s),
             timeout_s=wish.timeout_s,
-            template_alias=template.alias,
+            template_alias=None if snapshot is not None and snapshot.name is None else source.template.alias,
             metadata=dict(wish.metadata),
             env=dict(wish.env),
             secure=wish.secure,
             allow_internet_access=wish.allow_internet_access,
+            on_timeout=wish.on_timeout,
+            auto_pause_memory=wish.auto_pause_memory,
+            auto_resume=wish.auto_resume,
+            idle_timeout_s=wish.idle_timeout_s,
+            snapshot_id=None if snapshot is None else snapshot.snapshot_id,
+            runtime=None if snapshot is None else snapshot.runtime,
         )
         record = None if idempotency is None else _record(sandbox, idempotency)
         with bound(sandbox_id=sandbox.sandbox_id):
             try:
                 return await create_sandbox(
-                    SandboxCreate(platform=self._platform, sandbox=sandbox, idempotency=record)
-                )  # fmt: skip
+                    SandboxCreate(
+                        platform=self._platform,
+                        sandbox=sandbox,
+                        idempotency=record,
+                        only_node=None if snapshot is None else snapshot.node_id,
+                    )
+                )
             except AlreadyExists:
                 # Another request with the same key was faster.
                 earlier = None if idempotency is None else await self._earlier(team.team_id, idempotency)
@@ -151,26 +167,37 @@ class SandboxService:
         check_timeout(timeout_s, max_timeout_s=team.max_timeout_s, allow_zero=True)
         return await self._move_end(team, sandbox_id, timeout_s, extend_only=True)
 
-    async def connect(self, team: Team, sandbox_id: SandboxId, timeout_s: int) -> Sandbox:
-        """Use a running sandbox from now on for at least `timeout_s`."""
-        check_timeout(timeout_s, max_timeout_s=team.max_timeout_s)
-        return await self._move_end(team, sandbox_id, timeout_s, extend_only=True)
-
     async def _move_end(self, team: Team, sandbox_id: SandboxId, timeout_s: int, *, extend_only: bool) -> Sandbox:
         for _ in range(ATTEMPTS):
             sandbox = await self.fetch(team.team_id, sandbox_id)
-            expires_at = self._end_of(team, sandbox, timeout_s, extend_only=extend_only)
-            if expires_at == sandbox.expires_at:
+            if sandbox.state is not SandboxState.RUNNING:
+                # A paused one has no time left to move; what it lives for is decided when it is resumed.
+                raise not_found(sandbox_id)
+            if self._moved(team, sandbox, timeout_s, extend_only=extend_only) == sandbox:
                 return sandbox
             try:
                 async with self._platform.database.write() as tx:
-                    moved = replace(sandbox, expires_at=expires_at, timeout_s=timeout_s)
-                    changed = await sandbox_update_if(tx, moved)
+                    # Decided on the row as it is now: many requests at once then follow one another without conflict.
+                    current = await sandbox_fetch(tx, sandbox_id)
+                    if current is None or current.state is not SandboxState.RUNNING:
+                        continue
+                    changed = await sandbox_update_if(
+                        tx, self._moved(team, current, timeout_s, extend_only=extend_only)
+                    )  # fmt: skip
             except Conflict:
                 continue
-            self._platform.signals.expires(expires_at)
+            self._platform.signals.expires(changed.expires_at)
             return changed
         raise Conflict(f"Sandbox {sandbox_id} is being changed by many requests at once. Try again.")
+
+    def _moved(self, team: Team, sandbox: Sandbox, timeout_s: int, *, extend_only: bool) -> Sandbox:
+        """The row with its new end; itself when that stays. What was configured is remembered for a resume: an
+        extension never shortens that either."""
+        expires_at = self._end_of(team, sandbox, timeout_s, extend_only=extend_only)
+        if expires_at == sandbox.expires_at:
+            return sandbox
+        configured_s = max(timeout_s, sandbox.timeout_s) if extend_only else timeout_s or sandbox.timeout_s
+        return replace(sandbox, expires_at=expires_at, timeout_s=configured_s)
 
     def _end_of(self, team: Team, sandbox: Sandbox, timeout_s: int, *, extend_only: bool) -> datetime:
         now = self._platform.clock.now()

@@ -39,6 +39,7 @@ class Signals:
         self.expiry = Waker()
         self.endings = Waker()
         self.nodes = Waker()
+        self.snapshots = Waker()
         self.expiry_wakes_at: datetime | None = None
 
     def expires(self, at: datetime) -> None:

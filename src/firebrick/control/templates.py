@@ -1,6 +1,7 @@
 """Templates: what a sandbox can be created from. This version ships its own and builds none for users."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,9 +12,12 @@ from firebrick.clock import Clock
 from firebrick.model.errors import Forbidden, NotFound
 from firebrick.model.ids import BuildId, TeamId, TemplateId
 from firebrick.model.machine import Limits
+from firebrick.model.snapshot import Snapshot
+from firebrick.model.team import Team
 from firebrick.model.template import Build, BuildState, Template
 from firebrick.store.database import Database
 from firebrick.store.sandboxes import sandbox_count_by_template
+from firebrick.store.snapshots import snapshot_fetch_ready
 from firebrick.store.templates import (
     build_fetch_ready,
     build_list,
@@ -40,6 +44,35 @@ class TemplateWithBuilds:
         return next((build for build in self.builds if build.state is BuildState.READY), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a sandbox is created from. With a snapshot it starts as that, on the node that has it."""
+
+    template: Template
+    build_id: BuildId
+    limits: Limits
+    snapshot: Snapshot | None = None
+
+
+def slug_of(team: Team) -> str:
+    """The namespace of a team's names: its own name in the characters that names may have."""
+    return re.sub(r"[^a-z0-9_-]+", "-", team.name.lower()).strip("-") or "team"
+
+
+async def find_template(tx: AsyncConnection, team: Team, wanted: str) -> Template | None:
+    """By id, by full alias, or by a name in the team's own namespace."""
+    return await template_fetch(tx, wanted) or await template_fetch(tx, f"{slug_of(team)}/{wanted}")
+
+
+async def _snapshot_source(tx: AsyncConnection, template: Template, tag: str, name: str) -> Source:
+    snapshot = await snapshot_fetch_ready(tx, template.template_id, tag)
+    if snapshot is None and tag != DEFAULT_TAG:
+        raise NotFound(f"tag '{_shown(tag)}' does not exist for template '{_shown(name.partition(':')[0])}'")
+    if snapshot is None:
+        raise NotFound(f"template '{_shown(name)}' not found")
+    return Source(template=template, build_id=snapshot.build_id, limits=snapshot.limits, snapshot=snapshot)
+
+
 def shipped_template_id(alias: str) -> TemplateId:
     """The id of a template of ours: the same in every installation, 20 characters like E2B's."""
     return TemplateId("t" + hashlib.sha256(f"shipped:{alias}".encode()).hexdigest()[:19])
@@ -50,23 +83,26 @@ class TemplateService:
         self._database = database
         self._clock = clock
 
-    async def resolve(self, team_id: TeamId, name: str) -> tuple[Template, Build]:
-        """The template that `name` (id or alias, any case, `:default` at most) means, and its newest ready build.
+    async def resolve(self, team: Team, name: str) -> Source:
+        """What `name` (id, alias or snapshot; any case; with a tag) means: the newest ready build of a template, or a
+        snapshot.
 
-        Raises: NotFound — no such template or tag, or nothing is built of it yet. Forbidden — another team's.
+        Raises: NotFound — no such template, snapshot or tag, or nothing is built of it yet. Forbidden — another team's.
         """
         wanted, _, tag = name.strip().lower().partition(":")
         async with self._database.read() as tx:
-            template = await template_fetch(tx, wanted)
-            build = None if template is None else await build_fetch_ready(tx, template.template_id)
-        _check_owner(template, team_id, name)
-        if template is None:
-            raise NotFound(f"template '{_shown(name)}' not found")
+            template = await find_template(tx, team, wanted)
+            _check_owner(template, team.team_id, name)
+            if template is None:
+                raise NotFound(f"template '{_shown(name)}' not found")
+            if template.is_snapshot:
+                return await _snapshot_source(tx, template, tag or DEFAULT_TAG, name)
+            build = await build_fetch_ready(tx, template.template_id)
         if tag not in ("", DEFAULT_TAG):
             raise NotFound(f"tag '{_shown(tag)}' does not exist for template '{_shown(wanted)}'")
         if build is None:
             raise NotFound(f"template '{_shown(name)}' has no build that is ready")
-        return template, build
+        return Source(template=template, build_id=build.build_id, limits=build.limits)
 
     async def list_all(self, team_id: TeamId) -> tuple[TemplateWithBuilds, ...]:
         """Every template that the team may use, by alias."""

@@ -34,6 +34,12 @@ def expiry_extended(
     return max(expires_at, asked)
 
 
+def resume_timeout_s(asked_s: int | None, *, configured_s: int, default_s: int) -> int:
+    """How long a resumed sandbox lives: what is asked for; else the default, or what it was configured with if that
+    is longer, so that a resume never silently shortens a life."""
+    return max(configured_s, default_s) if asked_s is None else asked_s
+
+
 def is_due(expires_at: datetime, *, now: datetime) -> bool:
     return expires_at <= now
 

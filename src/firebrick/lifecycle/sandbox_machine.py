@@ -1,29 +1,36 @@
 """The one table of what may happen to a sandbox in which state.
 
-    state      STARTED    END       TORN_DOWN
-    creating   running    ending    -
-    running    -          ending    -
-    pausing    -          ending    -
-    paused     -          ending    -
-    resuming   -          ending    -
-    ending     -          -         ended
-    ended      -          -         -
+    state      STARTED   PAUSE     PAUSED   STAYED    RESUME     END      TORN_DOWN  RECOVER
+    creating   running   -         -        -         -          ending   -          -
+    running    -         pausing   paused   -         -          ending   -          -
+    pausing    -         -         paused   running   -          ending   -          -
+    paused     -         -         -        -         resuming   ending   -          -
+    resuming   running   -         paused   -         -          ending   -          -
+    ending     -         -         -        -         -          -        ended      -
+    ended      -         -         -        -         -          -        -          paused
 
-`-` is Rejected with a reason. END is asked by a kill, an expiry, an exit of the guest or a failed create;
-TORN_DOWN means that the node holds nothing of the sandbox any more. Nothing leaves `ended`.
+`-` is Rejected with a reason. PAUSE and RESUME are asked by callers, by an expiry or by traffic. PAUSED means that
+the node holds it paused: after a pause, after a resume that failed, or because the node was found to hold a running
+one so. STAYED means that a pause failed and it still runs. END is asked by a kill, an expiry, an exit of the guest or
+a failed create; TORN_DOWN means that the node holds nothing of the sandbox any more, or its disk in the grace bin
+only, from which RECOVER brings it back. Nothing else leaves `ended`.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
 
 from firebrick.model.sandbox import SandboxState
 
 
 class SandboxEvent(StrEnum):
     STARTED = "started"
+    PAUSE = "pause"
+    PAUSED = "paused"
+    STAYED = "stayed"
+    RESUME = "resume"
     END = "end"
     TORN_DOWN = "torn_down"
+    RECOVER = "recover"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,38 +40,45 @@ class Rejected:
     reason: str
 
 
+_S, _E = SandboxState, SandboxEvent
+
+_NEXT: dict[tuple[SandboxState, SandboxEvent], SandboxState] = {
+    (_S.CREATING, _E.STARTED): _S.RUNNING,
+    (_S.CREATING, _E.END): _S.ENDING,
+    (_S.RUNNING, _E.PAUSE): _S.PAUSING,
+    (_S.RUNNING, _E.PAUSED): _S.PAUSED,
+    (_S.RUNNING, _E.END): _S.ENDING,
+    (_S.PAUSING, _E.PAUSED): _S.PAUSED,
+    (_S.PAUSING, _E.STAYED): _S.RUNNING,
+    (_S.PAUSING, _E.END): _S.ENDING,
+    (_S.PAUSED, _E.RESUME): _S.RESUMING,
+    (_S.PAUSED, _E.END): _S.ENDING,
+    (_S.RESUMING, _E.STARTED): _S.RUNNING,
+    (_S.RESUMING, _E.PAUSED): _S.PAUSED,
+    (_S.RESUMING, _E.END): _S.ENDING,
+    (_S.ENDING, _E.TORN_DOWN): _S.ENDED,
+    (_S.ENDED, _E.RECOVER): _S.PAUSED,
+}
+_REASON: dict[SandboxState, str] = {
+    _S.CREATING: "is being created",
+    _S.RUNNING: "is already running",
+    _S.PAUSING: "is being paused",
+    _S.PAUSED: "is already paused",
+    _S.RESUMING: "is being resumed",
+    _S.ENDING: "is being killed",
+    _S.ENDED: "has ended",
+}
+
+
 def next_state(state: SandboxState, event: SandboxEvent) -> SandboxState | Rejected:
     """Answer the state that follows `event`, or why it cannot happen. The table is in the module's text."""
-    match state:
-        case SandboxState.CREATING:
-            return _creating(event)
-        case SandboxState.RUNNING:
-            return SandboxState.ENDING if event is SandboxEvent.END else Rejected(reason="is already running")
-        case SandboxState.PAUSING | SandboxState.PAUSED | SandboxState.RESUMING:
-            return SandboxState.ENDING if event is SandboxEvent.END else Rejected(reason=f"is {state.value}")
-        case SandboxState.ENDING:
-            return SandboxState.ENDED if event is SandboxEvent.TORN_DOWN else Rejected(reason="is being killed")
-        case SandboxState.ENDED:
-            return Rejected(reason="has ended")
-        case _:
-            assert_never(state)
-
-
-def _creating(event: SandboxEvent) -> SandboxState | Rejected:
-    match event:
-        case SandboxEvent.STARTED:
-            return SandboxState.RUNNING
-        case SandboxEvent.END:
-            return SandboxState.ENDING
-        case SandboxEvent.TORN_DOWN:
-            return Rejected(reason="is being created")
-        case _:
-            assert_never(event)
+    following = _NEXT.get((state, event))
+    return Rejected(reason=_REASON[state]) if following is None else following
 
 
 def holds_quota(state: SandboxState) -> bool:
-    """True while the sandbox counts against its team's limit: from creation until its end is decided."""
-    return state not in (SandboxState.ENDING, SandboxState.ENDED)
+    """True while the sandbox counts as concurrent: from creation until its pause is done or its end is decided."""
+    return state in (SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.RESUMING)
 
 
 def is_visible(state: SandboxState) -> bool:

@@ -42,6 +42,11 @@ def new_machine_id() -> MachineId:
     return MachineId("m" + _random(MACHINE_ID_CHARS))
 
 
+def new_template_id() -> TemplateId:
+    """Mint an id that reads like E2B's: 20 characters."""
+    return TemplateId("t" + _random(19))
+
+
 def new_snapshot_id() -> SnapshotId:
     """Mint the id by which nodes know one snapshot; it names files. Users see names of the control plane."""
     return SnapshotId("s" + _random(19))

@@ -9,8 +9,9 @@ The rules of that picture are in `lifecycle/sandbox_machine.py`; here are only t
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TeamId, TemplateId
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TeamId, TemplateId
 from firebrick.model.machine import Limits, RuntimeName
 
 
@@ -24,6 +25,13 @@ class SandboxState(StrEnum):
     ENDED = "ended"
 
 
+class OnTimeout(StrEnum):
+    """What the platform does when a sandbox's time is over."""
+
+    KILL = "kill"
+    PAUSE = "pause"
+
+
 class EndReason(StrEnum):
     KILLED = "killed"
     TIMEOUT = "timeout"
@@ -35,7 +43,13 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One sandbox as the control plane keeps it. Times are UTC with microseconds."""
+    """One sandbox as the control plane keeps it. Times are UTC with microseconds.
+
+    Of a paused one `expires_at` is the time of its pause, `keeps_memory` tells whether its processes go on after a
+    resume or only its disk is there, and `timeout_s` is the timeout it was last given, for the resume. `idle_timeout_s`
+    ends or pauses a running one earlier when it did nothing for so long. `recoverable_until` is set while an ended
+    sandbox's disk lies in the grace bin. `network` are its network options as they were asked.
+    """
 
     sandbox_id: SandboxId
     team_id: TeamId
@@ -60,3 +74,12 @@ class Sandbox:
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     end_detail: str = ""
+    on_timeout: OnTimeout = OnTimeout.KILL
+    auto_pause_memory: bool = True
+    auto_resume: bool = False
+    idle_timeout_s: int | None = None
+    paused_at: datetime | None = None
+    keeps_memory: bool | None = None
+    recoverable_until: datetime | None = None
+    snapshot_id: SnapshotId | None = None
+    network: dict[str, Any] | None = None

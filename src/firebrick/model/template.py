@@ -17,12 +17,16 @@ class BuildState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """`team_id` None means shipped with Firebrick: every team may use it, none may change it."""
+    """`team_id` None means shipped with Firebrick: every team may use it, none may change it.
+
+    `is_snapshot`: it stands for the snapshots of one name, or for one without a name, and its alias is then its id.
+    """
 
     template_id: TemplateId
     alias: str
     team_id: TeamId | None
     created_at: datetime
+    is_snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,8 @@ def reject_reason(request: PlacementRequest, node: NodeView) -> str | None:
         return "it has no runtime that works"
     if request.runtime is not None and request.runtime not in node.runtimes:
         return f"it has no runtime '{request.runtime.value}'"
+    if request.node_id not in (None, node.node_id):
+        return "it does not have the snapshot"
     if request.build_id not in node.builds:
         return "it does not have the template's build"
     if node.free_slot_count <= 0:

@@ -2,17 +2,22 @@
 
 from dataclasses import dataclass
 
-from firebrick.model.ids import BuildId
+from firebrick.model.ids import BuildId, NodeId
 from firebrick.model.machine import Limits, RuntimeName
+
+DISK_IS_FULL = "disk is full"
+"""How `lacks` begins when it is the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRequest:
-    """What must be placed. `runtime` None takes whatever the node has."""
+    """What must be placed. `runtime` None takes whatever the node has; `node_id` allows that node only, because what
+    the sandbox starts from lies there."""
 
     limits: Limits
     build_id: BuildId
     runtime: RuntimeName | None = None
+    node_id: NodeId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,7 @@ def lacks(limits: Limits, room: Room) -> str | None:
         ("disk", "MiB", limits.disk_mib, room.disk_mib - room.reserved_disk_mib),
     )
     for name, unit, asked, free in wanted:
-        if asked > free:
+        # A node may promise less than it did (its disk is nearly full): what asks for nothing more still fits.
+        if asked and asked > free:
             return f"{name} is full: {asked} {unit} asked, {max(free, 0)} left"
     return None

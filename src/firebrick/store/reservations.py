@@ -1,6 +1,8 @@
 """Rows of reservations: what is promised to a sandbox on a node, from before its start until after its end."""
 
-from sqlalchemy import bindparam, delete, func, insert, select
+from dataclasses import replace
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.lifecycle.sandbox_machine import holds_quota
@@ -42,13 +44,7 @@ async def quota_check(tx: AsyncConnection, team_id: TeamId) -> None:
         )
 
 
-async def reservation_insert(tx: AsyncConnection, *, sandbox_id: SandboxId, node_id: NodeId, limits: Limits) -> None:
-    """Promise `limits` on the node if they still fit; the node stays locked until the transaction ends.
-
-    Raises:
-        NoCapacity: what was free when the node was chosen has been taken since. Place again.
-        Conflict: the node is gone.
-    """
+async def _check_room(tx: AsyncConnection, node_id: NodeId, limits: Limits) -> None:
     row = (await tx.execute(select(nodes).where(nodes.c.node_id == node_id).with_for_update())).one_or_none()
     if row is None:
         raise Conflict("The chosen node no longer exists. Try again.")
@@ -64,6 +60,16 @@ async def reservation_insert(tx: AsyncConnection, *, sandbox_id: SandboxId, node
     lack = lacks(limits, room)
     if lack is not None:
         raise NoCapacity(f"No node can take the sandbox now: {lack}. Kill sandboxes that are not needed or try again.")
+
+
+async def reservation_insert(tx: AsyncConnection, *, sandbox_id: SandboxId, node_id: NodeId, limits: Limits) -> None:
+    """Promise `limits` on the node if they still fit; the node stays locked until the transaction ends.
+
+    Raises:
+        NoCapacity: what was free when the node was chosen has been taken since. Place again.
+        Conflict: the node is gone.
+    """
+    await _check_room(tx, node_id, limits)
     await tx.execute(
         insert(reservations).values(
             sandbox_id=sandbox_id,
@@ -73,6 +79,28 @@ async def reservation_insert(tx: AsyncConnection, *, sandbox_id: SandboxId, node
             disk_mib=limits.disk_mib,
         )
     )
+
+
+async def reservation_shrink(tx: AsyncConnection, sandbox_id: SandboxId) -> None:
+    """Keep the disk only: the sandbox is paused, or its disk lies in the grace bin. Idempotent."""
+    await tx.execute(
+        update(reservations).where(reservations.c.sandbox_id == sandbox_id).values(millicpu=0, memory_mib=0)
+    )
+
+
+async def reservation_grow(tx: AsyncConnection, *, sandbox_id: SandboxId, node_id: NodeId, limits: Limits) -> None:
+    """Promise CPU and memory again beside the disk that is held; the node stays locked until the transaction ends.
+
+    Raises: NoCapacity — they are taken. Conflict — the node or the reservation is gone.
+    """
+    await _check_room(tx, node_id, replace(limits, disk_mib=0))
+    changed = await tx.execute(
+        update(reservations)
+        .where(reservations.c.sandbox_id == sandbox_id)
+        .values(millicpu=limits.millicpu, memory_mib=limits.memory_mib)
+    )
+    if changed.rowcount == 0:
+        raise Conflict(f"Sandbox {sandbox_id} has no reservation any more. Try again.")
 
 
 async def reservation_delete(tx: AsyncConnection, sandbox_id: SandboxId) -> None:

@@ -10,13 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.lifecycle.sandbox_machine import is_visible
 from firebrick.model.errors import Conflict
-from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TeamId, TemplateId
+from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TeamId, TemplateId
 from firebrick.model.machine import Limits, RuntimeName
-from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
-from firebrick.store.schema import sandboxes
+from firebrick.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxState
+from firebrick.store.schema import reservations, sandboxes
 
 _STATES = {state.value: state for state in SandboxState}
 _RUNTIMES = {runtime.value: runtime for runtime in RuntimeName}
+_ON_TIMEOUT = {action.value: action for action in OnTimeout}
 _FETCH = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
 _INSERT = insert(sandboxes)
 
@@ -29,6 +30,8 @@ def sandbox_from_row(row: Row[Any]) -> Sandbox:
         millicpu, memory_mib, disk_mib, process_count,
         created_at, started_at, expires_at, timeout_s, template_alias, metadata, env, secure,
         runtime, node_id, machine_id, address, allow_internet_access, ended_at, end_reason, end_detail,
+        on_timeout, auto_pause_memory, auto_resume, idle_timeout_s, paused_at, keeps_memory, recoverable_until,
+        snapshot_id, network,
     ) = values  # fmt: skip
     return Sandbox(
         sandbox_id=SandboxId(sandbox_id),
@@ -54,6 +57,15 @@ def sandbox_from_row(row: Row[Any]) -> Sandbox:
         ended_at=ended_at,
         end_reason=None if end_reason is None else EndReason(end_reason),
         end_detail=end_detail,
+        on_timeout=_ON_TIMEOUT[on_timeout],
+        auto_pause_memory=auto_pause_memory,
+        auto_resume=auto_resume,
+        idle_timeout_s=idle_timeout_s,
+        paused_at=paused_at,
+        keeps_memory=keeps_memory,
+        recoverable_until=recoverable_until,
+        snapshot_id=None if snapshot_id is None else SnapshotId(snapshot_id),
+        network=network,
     )
 
 
@@ -65,6 +77,7 @@ def _changeable(sandbox: Sandbox) -> dict[str, Any]:
         "started_at": sandbox.started_at,
         "expires_at": sandbox.expires_at,
         "timeout_s": sandbox.timeout_s,
+        "on_timeout": sandbox.on_timeout.value,
         "runtime": None if sandbox.runtime is None else sandbox.runtime.value,
         "node_id": sandbox.node_id,
         "machine_id": sandbox.machine_id,
@@ -72,6 +85,10 @@ def _changeable(sandbox: Sandbox) -> dict[str, Any]:
         "ended_at": sandbox.ended_at,
         "end_reason": None if sandbox.end_reason is None else sandbox.end_reason.value,
         "end_detail": sandbox.end_detail,
+        "paused_at": sandbox.paused_at,
+        "keeps_memory": sandbox.keeps_memory,
+        "recoverable_until": sandbox.recoverable_until,
+        "network": sandbox.network,
     }
 
 
@@ -92,6 +109,10 @@ async def sandbox_insert(tx: AsyncConnection, sandbox: Sandbox) -> None:
         env=sandbox.env,
         secure=sandbox.secure,
         allow_internet_access=sandbox.allow_internet_access,
+        auto_pause_memory=sandbox.auto_pause_memory,
+        auto_resume=sandbox.auto_resume,
+        idle_timeout_s=sandbox.idle_timeout_s,
+        snapshot_id=sandbox.snapshot_id,
         **_changeable(sandbox),
     )
     await tx.execute(_INSERT, values)
@@ -136,6 +157,23 @@ async def sandbox_list_due(tx: AsyncConnection, now: datetime, *, limit: int) ->
     return tuple(sandbox_from_row(row) for row in await tx.execute(query))
 
 
+async def sandbox_list_bin(tx: AsyncConnection) -> tuple[Sandbox, ...]:
+    """Ended ones that still hold a reservation: what the grace bin holds, the first to leave it first."""
+    query = (
+        select(sandboxes)
+        .join(reservations, reservations.c.sandbox_id == sandboxes.c.sandbox_id)
+        .where(sandboxes.c.state == SandboxState.ENDED.value)
+        .order_by(sandboxes.c.ended_at)
+    )
+    return tuple(sandbox_from_row(row) for row in await tx.execute(query))
+
+
+async def sandbox_fetch_many(tx: AsyncConnection, ids: Iterable[SandboxId]) -> dict[SandboxId, Sandbox]:
+    """Those of the ids that are known."""
+    query = select(sandboxes).where(sandboxes.c.sandbox_id.in_(list(ids)))
+    return {sandbox.sandbox_id: sandbox for row in await tx.execute(query) if (sandbox := sandbox_from_row(row))}
+
+
 async def sandbox_next_due(tx: AsyncConnection) -> datetime | None:
     """When the next running sandbox expires; None when none runs."""
     query = (
@@ -173,6 +211,11 @@ async def sandbox_count_by_template(tx: AsyncConnection) -> dict[TemplateId, tup
 async def sandbox_delete_ended_before(tx: AsyncConnection, before: datetime) -> int:
     """Forget sandboxes that ended before that time; returns how many."""
     result = await tx.execute(
-        delete(sandboxes).where(sandboxes.c.state == SandboxState.ENDED.value, sandboxes.c.ended_at < before)
+        delete(sandboxes).where(
+            sandboxes.c.state == SandboxState.ENDED.value,
+            sandboxes.c.ended_at < before,
+            # What lies in the grace bin still holds a reservation, which would be forgotten with the row.
+            sandboxes.c.sandbox_id.not_in(select(reservations.c.sandbox_id)),
+        )
     )
     return int(result.rowcount)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -21,6 +22,8 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
+    true,
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -87,6 +90,7 @@ templates = Table(
     Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=True),
     Column("alias", String(128), nullable=False, unique=True),
     Column("created_at", UtcTime, nullable=False),
+    Column("is_snapshot", Boolean, nullable=False, server_default=false()),
 )
 
 builds = Table(
@@ -142,6 +146,15 @@ sandboxes = Table(
     Column("ended_at", UtcTime, nullable=True),
     Column("end_reason", String(16), nullable=True),
     Column("end_detail", Text, nullable=False),
+    Column("on_timeout", String(16), nullable=False, server_default="kill"),
+    Column("auto_pause_memory", Boolean, nullable=False, server_default=true()),
+    Column("auto_resume", Boolean, nullable=False, server_default=false()),
+    Column("idle_timeout_s", Integer, nullable=True),
+    Column("paused_at", UtcTime, nullable=True),
+    Column("keeps_memory", Boolean, nullable=True),
+    Column("recoverable_until", UtcTime, nullable=True, index=True),
+    _id("snapshot_id", nullable=True),
+    Column("network", JSON, nullable=True),
     # A team's list, newest first, and its counts, from the index alone.
     Index("ix_sandboxes_list", "team_id", "is_listed", "started_at", "sandbox_id", "state"),
     Index("ix_sandboxes_due", "state", "expires_at"),
@@ -178,4 +191,51 @@ idempotency_keys = Table(
     Column("body_hash", String(64), nullable=False),
     _id("sandbox_id", nullable=False),
     Column("created_at", UtcTime, nullable=False, index=True),
+)
+
+# A snapshot is also a row of `templates`, so that sandboxes are created from it as from any template. Snapshots that
+# were taken under one name share that row and differ by their tag.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    _id("snapshot_id", primary_key=True),
+    Column("template_id", String(64), ForeignKey("templates.template_id"), nullable=False, index=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("tag", String(128), nullable=False),
+    Column("name", String(128), nullable=True),
+    Column("build_id", String(64), ForeignKey("builds.build_id"), nullable=False),
+    _id("source_id", nullable=False),
+    _id("node_id", nullable=False),
+    Column("runtime", String(32), nullable=True),
+    *_limits(),
+    Column("keeps_memory", Boolean, nullable=False),
+    Column("is_private", Boolean, nullable=False),
+    Column("disk_bytes", BigInteger, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=True),
+    Column("created_at", UtcTime, nullable=False),
+    Index("ix_snapshots_list", "team_id", "created_at", "snapshot_id"),
+)
+
+usage_samples = Table(
+    "usage_samples",
+    metadata,
+    _id("sandbox_id", primary_key=True),
+    Column("at", UtcTime, primary_key=True),
+    Column("cpu_used_pct", Float, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("memory_limit_bytes", BigInteger, nullable=False),
+    Column("disk_bytes", BigInteger, nullable=False),
+    Column("disk_limit_bytes", BigInteger, nullable=False),
+    Index(None, "at"),
+)
+
+team_samples = Table(
+    "team_samples",
+    metadata,
+    _id("team_id", primary_key=True),
+    Column("at", UtcTime, primary_key=True),
+    Column("running_count", Integer, nullable=False),
+    Column("start_rate", Float, nullable=False),
+    Index(None, "at"),
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, false, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.model.ids import BuildId, TeamId, TemplateId
@@ -17,6 +17,7 @@ def _template(row: Row[Any]) -> Template:
         alias=row.alias,
         team_id=None if row.team_id is None else TeamId(row.team_id),
         created_at=row.created_at,
+        is_snapshot=row.is_snapshot,
     )
 
 
@@ -46,6 +47,7 @@ async def template_insert(tx: AsyncConnection, template: Template) -> None:
             team_id=template.team_id,
             alias=template.alias,
             created_at=template.created_at,
+            is_snapshot=template.is_snapshot,
         )
     )
 
@@ -58,8 +60,8 @@ async def template_fetch(tx: AsyncConnection, name: str) -> Template | None:
 
 
 async def template_list(tx: AsyncConnection, team_id: TeamId) -> tuple[Template, ...]:
-    """Those that the team may use, by alias."""
-    query = select(templates).where(_usable_by(team_id)).order_by(templates.c.alias)
+    """Those that the team may use, by alias; snapshots are listed as such."""
+    query = select(templates).where(_usable_by(team_id), templates.c.is_snapshot == false()).order_by(templates.c.alias)
     return tuple(_template(row) for row in await tx.execute(query))
 
 

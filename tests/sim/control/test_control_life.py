@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -88,9 +89,10 @@ async def test_connect_and_refresh_only_extend(running: Running) -> None:
     """A smaller timeout leaves the end equal; a larger one moves it, never beyond the maximum after the start."""
     service, team = running.control.sandboxes, running.team
     sandbox = await running.create(timeout_s=300)
-    assert (await service.connect(team, sandbox.sandbox_id, 10)).expires_at == sandbox.expires_at
+    connect = partial(running.control.pausing.connect, team, sandbox.sandbox_id, default_s=300, keep_memory=True)
+    assert await connect(10) == (sandbox, False)
     assert (await service.extend(team, sandbox.sandbox_id, 10)).expires_at == sandbox.expires_at
-    later = await service.connect(team, sandbox.sandbox_id, 600)
+    later, _ = await connect(600)
     assert later.expires_at == running.world.clock.now() + timedelta(seconds=600)
     running.world.clock.advance(10)
     latest = await service.extend(team, sandbox.sandbox_id, team.max_timeout_s)

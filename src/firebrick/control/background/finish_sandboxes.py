@@ -1,21 +1,25 @@
-"""Finish what is half done: sandboxes that are ending, and creates whose process died.
+"""Finish what is half done: sandboxes that are ending, and creates, pauses and resumes whose process died.
 
 This is the ordinary second half of every kill as well as the repair after a crash: one code path for both.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
 from firebrick.control.platform import Platform
 from firebrick.control.workflows.sandbox_create import START_DEADLINE_S
 from firebrick.control.workflows.sandbox_kill import begin_end, finish_end
+from firebrick.control.workflows.sandbox_pause import finish_pause
+from firebrick.control.workflows.sandbox_resume import abandon_resume
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import SandboxId
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
 from firebrick.store.idempotency import idempotency_delete_of
-from firebrick.store.sandboxes import sandbox_list_in_states
+from firebrick.store.sandboxes import sandbox_fetch, sandbox_list_in_states
 
+HALF_WAY = (SandboxState.CREATING, SandboxState.PAUSING, SandboxState.RESUMING, SandboxState.ENDING)
 ROUND_S = 5.0
 RETRY_S = 1.0
 CONCURRENCY = 16
@@ -35,6 +39,7 @@ class FinishSandboxes:
         self._is_only_one = is_only_one
         self._limit = asyncio.Semaphore(CONCURRENCY)
         self._waiting: dict[SandboxId, str] = {}
+        self._seen_s: dict[tuple[SandboxId, int], float] = {}
 
     @property
     def waiting(self) -> dict[SandboxId, str]:
@@ -44,29 +49,54 @@ class FinishSandboxes:
     async def round(self) -> float:
         platform = self._platform
         async with platform.database.read() as tx:
-            rows = await sandbox_list_in_states(tx, (SandboxState.CREATING, SandboxState.ENDING))
+            rows = await sandbox_list_in_states(tx, HALF_WAY)
         self._waiting = {}
+        self._forget_seen(rows)
         async with asyncio.TaskGroup() as group:
             for row in rows:
-                if row.state is SandboxState.ENDING:
-                    group.create_task(self._finish(row))
-                elif self._is_abandoned(row):
-                    group.create_task(self._give_up(row))
+                if row.state is SandboxState.CREATING:
+                    if self._is_abandoned(row):
+                        group.create_task(self._give_up(row))
+                elif row.state is SandboxState.ENDING:
+                    group.create_task(self._finish(row, finish_end))
+                elif await self._is_left(row):
+                    how = finish_pause if row.state is SandboxState.PAUSING else abandon_resume
+                    group.create_task(self._finish(row, how))
         return RETRY_S if self._waiting else ROUND_S
+
+    def _forget_seen(self, rows: Sequence[Sandbox]) -> None:
+        present = {(row.sandbox_id, row.generation) for row in rows}
+        self._seen_s = {key: since_s for key, since_s in self._seen_s.items() if key in present}
+
+    async def _is_left(self, row: Sandbox) -> bool:
+        """True when nobody works at a pause or resume any more: another control plane has had its time, and nobody
+        here does.
+
+        NOTE: looked at before the row is read again. Who began after that has changed the row; who ended before it is
+        no longer half way.
+        """
+        platform = self._platform
+        now_s = platform.clock.monotonic_s()
+        since_s = self._seen_s.setdefault((row.sandbox_id, row.generation), now_s)
+        if row.sandbox_id in platform.at_work or not (self._is_only_one or now_s - since_s > CREATE_ABANDONED_S):
+            return False
+        async with platform.database.read() as tx:
+            current = await sandbox_fetch(tx, row.sandbox_id)
+        return current is not None and current.generation == row.generation
 
     def _is_abandoned(self, row: Sandbox) -> bool:
         if self._is_only_one and row.created_at < self._born_at:
             return True
         return row.created_at < self._platform.clock.now() - timedelta(seconds=CREATE_ABANDONED_S)
 
-    async def _finish(self, row: Sandbox) -> None:
+    async def _finish(self, row: Sandbox, how: Callable[[Platform, Sandbox], Awaitable[None]]) -> None:
         async with self._limit:
             try:
-                await finish_end(self._platform, row)
+                await how(self._platform, row)
             except FirebrickError as exc:
                 self._waiting[row.sandbox_id] = exc.message
                 log.warning(
-                    "sandbox.end_waits", sandbox_id=row.sandbox_id, error=exc.message, detail=exc.detail
+                    "sandbox.half_way", sandbox_id=row.sandbox_id, state=row.state.value, error=exc.message
                 )  # fmt: skip
 
     async def _give_up(self, row: Sandbox) -> None:

@@ -6,6 +6,7 @@ from firebrick.control.platform import Platform
 from firebrick.store.events import event_delete_before
 from firebrick.store.idempotency import idempotency_delete_before
 from firebrick.store.sandboxes import sandbox_delete_ended_before
+from firebrick.store.snapshots import template_delete_unused
 
 ROUND_S = 3600.0
 KEPT = timedelta(hours=48)
@@ -23,4 +24,5 @@ class ForgetEnded:
             await event_delete_before(tx, now - KEPT)
             await idempotency_delete_before(tx, now - IDEMPOTENCY_KEPT)
             await sandbox_delete_ended_before(tx, now - KEPT)
+            await template_delete_unused(tx)
         return ROUND_S

@@ -1,22 +1,36 @@
-"""Compare what each node runs with what the store says, both ways.
+"""Compare what each node holds with what the store says, both ways, and mend what differs (`node_mends`).
 
 A running row whose node answers but does not have the sandbox has ended: its machine died while nobody listened, or
-the host was rebooted. A sandbox on a node that no living row stands for is an orphan and is killed, after it was seen
-in two rounds. A node that does not answer proves nothing: its sandboxes live on.
+the host was rebooted. Everything else is mended when it was seen in two rounds, on a row that did not change between:
+orphans are killed, a sandbox that is paused on its node is so in the store, one that lost its memory becomes disk-only.
+A node that does not answer proves nothing: its sandboxes live on.
 """
 
 import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple, assert_never
 
+from firebrick.control.background.node_mends import Mend, mend_of
 from firebrick.control.background.watch_exits import WatchExits
 from firebrick.control.platform import Platform
+from firebrick.control.routing import publish_paused
+from firebrick.control.workflows.grace_bin import discard_kept
 from firebrick.control.workflows.sandbox_kill import begin_end
+from firebrick.control.workflows.sandbox_pause import paused_event, paused_row
 from firebrick.lifecycle.end_reasons import end_reason_of
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, Unavailable
 from firebrick.model.ids import NodeId, SandboxId
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
-from firebrick.store.sandboxes import sandbox_list_in_states, sandbox_list_states
+from firebrick.rpc.node_api import NodeSandbox, PauseSandbox
+from firebrick.store.events import event_insert
+from firebrick.store.reservations import reservation_shrink
+from firebrick.store.sandboxes import (
+    sandbox_fetch_many,
+    sandbox_list_bin,
+    sandbox_list_in_states,
+    sandbox_update_if,
+)
 
 ROUND_S = 2.0
 UNHEALTHY_ROUND_S = 0.5
@@ -27,11 +41,19 @@ LOST_DETAIL = "Its node no longer has it: the machine was restarted or the sandb
 log = get_log("control.sync")
 
 
+class Suspect(NamedTuple):
+    """A difference that was seen. Seen again with an unchanged row, it is mended."""
+
+    sandbox_id: SandboxId
+    generation: int
+    mend: Mend
+
+
 class SyncNodes:
     def __init__(self, platform: Platform, exits: Mapping[NodeId, WatchExits]) -> None:
         self._platform = platform
         self._exits = exits
-        self._orphans: dict[NodeId, frozenset[SandboxId]] = {}
+        self._suspects: dict[NodeId, frozenset[Suspect]] = {}
 
     async def round(self) -> float:
         nodes = self._platform.nodes
@@ -54,18 +76,67 @@ class SyncNodes:
         # NOTE: rows are read before the node is asked. A row that runs by then was started by then, so its absence
         # from the answer is an end, not a race with a create.
         async with platform.database.read() as tx:
-            running = await sandbox_list_in_states(tx, (SandboxState.RUNNING,))
+            before = await sandbox_list_in_states(tx, (SandboxState.RUNNING, SandboxState.PAUSED))
+            before += await sandbox_list_bin(tx)
         listed = {item.sandbox_id: item for item in await platform.nodes.client(node_id).list_sandboxes()}
-        for row in running:
-            if row.node_id == node_id and row.sandbox_id not in listed:
-                await self._end_missing(row)
         # NOTE: and read again after: every listed sandbox had its row before it was started.
         async with platform.database.read() as tx:
-            states = await sandbox_list_states(tx, listed)
-        orphans = frozenset(item for item in listed if states.get(item, SandboxState.ENDED) is SandboxState.ENDED)
-        for sandbox_id in orphans & self._orphans.get(node_id, frozenset()):
-            await self._kill_orphan(node_id, sandbox_id)
-        self._orphans[node_id] = orphans
+            rows: dict[SandboxId, Sandbox | None] = dict(await sandbox_fetch_many(tx, listed))
+        rows |= {row.sandbox_id: row for row in before if row.node_id == node_id and row.sandbox_id not in listed}
+        found: dict[Suspect, tuple[Sandbox | None, NodeSandbox | None]] = {}
+        for sandbox_id in {**listed, **rows}:
+            row, item = rows.get(sandbox_id), listed.get(sandbox_id)
+            mend = mend_of(row, item)
+            if mend is Mend.END_LOST and row is not None and row.state is SandboxState.RUNNING:
+                await self._end_missing(row)
+            elif mend is not Mend.NOTHING:
+                found[Suspect(sandbox_id, 0 if row is None else row.generation, mend)] = (row, item)
+        for suspect in frozenset(found) & self._suspects.get(node_id, frozenset()):
+            await self._mend(node_id, suspect, *found[suspect])
+        self._suspects[node_id] = frozenset(found)
+
+    async def _mend(
+        self, node_id: NodeId, suspect: Suspect, row: Sandbox | None, item: NodeSandbox | None
+    ) -> None:  # fmt: skip
+        if suspect.sandbox_id in self._platform.at_work:
+            return
+        log.warning("sandbox.mended", sandbox_id=suspect.sandbox_id, node_id=node_id, mend=suspect.mend.value)
+        client = self._platform.nodes.client(node_id)
+        try:
+            match suspect.mend:
+                case Mend.KILL:
+                    await client.kill_sandbox(suspect.sandbox_id)
+                case Mend.DISCARD:
+                    await client.discard_sandbox(suspect.sandbox_id)
+                case Mend.PAUSE_AGAIN:
+                    await client.pause_sandbox(PauseSandbox(sandbox_id=suspect.sandbox_id, keep_memory=True))
+                case Mend.END_LOST:
+                    await begin_end(
+                        self._platform, suspect.sandbox_id, EndReason.NODE_LOST, detail=LOST_DETAIL,
+                        generation=suspect.generation,
+                    )  # fmt: skip
+                case Mend.ROW_PAUSED:
+                    if row is not None and item is not None:
+                        await self._take_paused(row, item)
+                case Mend.FORGET_KEPT:
+                    if row is not None:
+                        await discard_kept(self._platform, row)
+                case Mend.NOTHING:
+                    pass
+                case _:
+                    assert_never(suspect.mend)
+        except FirebrickError as exc:
+            # It is seen again in the next round.
+            log.warning("sandbox.mend_failed", sandbox_id=suspect.sandbox_id, error=exc.message)
+
+    async def _take_paused(self, row: Sandbox, item: NodeSandbox) -> None:
+        """Believe the node: it holds the sandbox paused, with or without its memory."""
+        now = self._platform.clock.now()
+        async with self._platform.database.write() as tx:
+            changed = await sandbox_update_if(tx, paused_row(row, keeps_memory=item.keeps_memory, now=now))
+            await reservation_shrink(tx, row.sandbox_id)
+            await event_insert(tx, paused_event(changed, at=now))
+        await publish_paused(self._platform, changed)
 
     async def _end_missing(self, row: Sandbox) -> None:
         assert row.node_id is not None
@@ -73,14 +144,6 @@ class SyncNodes:
         reason = EndReason.NODE_LOST if heard is None else end_reason_of(heard.cause)
         detail = LOST_DETAIL if heard is None else heard.detail
         if await begin_end(
-            self._platform, row.sandbox_id, reason, detail=detail, machine_id=row.machine_id
+            self._platform, row.sandbox_id, reason, detail=detail, machine_id=row.machine_id, generation=row.generation
         ):  # fmt: skip
             log.warning("sandbox.missing", sandbox_id=row.sandbox_id, reason=reason.value)
-
-    async def _kill_orphan(self, node_id: NodeId, sandbox_id: SandboxId) -> None:
-        log.warning("sandbox.orphan_killed", sandbox_id=sandbox_id, node_id=node_id)
-        try:
-            await self._platform.nodes.client(node_id).kill_sandbox(sandbox_id)
-        except FirebrickError as exc:
-            # It is seen again in the next round.
-            log.warning("sandbox.orphan_stays", sandbox_id=sandbox_id, error=exc.message)

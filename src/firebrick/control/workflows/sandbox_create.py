@@ -14,16 +14,17 @@ import secrets
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from firebrick.catalog.base import Route
 from firebrick.control.platform import Platform
+from firebrick.control.routing import publish_running
 from firebrick.control.workflows.engine import Step, run_workflow
+from firebrick.control.workflows.grace_bin import discard_oldest
 from firebrick.control.workflows.sandbox_kill import begin_end, finish_end
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
 from firebrick.model.errors import DeadlineExceeded, Internal, NoCapacity, Unavailable
 from firebrick.model.ids import NodeId
 from firebrick.model.node import NodeState
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
-from firebrick.placement.fit import PlacementRequest
+from firebrick.placement.fit import DISK_IS_FULL, PlacementRequest
 from firebrick.placement.place import place
 from firebrick.rpc.node_api import NodeSandbox, StartSandbox
 from firebrick.store.events import SandboxHappening, event_insert
@@ -39,12 +40,14 @@ PLACE_ATTEMPTS = 4
 
 @dataclass(slots=True, kw_only=True)
 class SandboxCreate:
-    """`sandbox` is the wish at first and the row as it stands after each step."""
+    """`sandbox` is the wish at first and the row as it stands after each step. `only_node` is where the snapshot lies
+    that it starts from."""
 
     platform: Platform
     sandbox: Sandbox
     idempotency: IdempotencyRecord | None = None
     started: NodeSandbox | None = None
+    only_node: NodeId | None = None
 
 
 async def _place(create: SandboxCreate) -> None:
@@ -53,16 +56,25 @@ async def _place(create: SandboxCreate) -> None:
 
 async def _choose_node(create: SandboxCreate) -> NodeId:
     sandbox, nodes = create.sandbox, create.platform.nodes
-    request = PlacementRequest(limits=sandbox.limits, build_id=sandbox.build_id, runtime=sandbox.runtime)
+    request = PlacementRequest(
+        limits=sandbox.limits, build_id=sandbox.build_id, runtime=sandbox.runtime, node_id=create.only_node
+    )
     try:
         return place(request, await nodes.list_views(), seed=secrets.randbits(64)).node_id
     except NoCapacity:
         # What is stored may be a few seconds old (a slot came free, a node came back): look again before refusing.
         await nodes.refresh()
+    while True:
         views = await nodes.list_views()
-    if not any(view.state is NodeState.READY for view in views):
-        raise Unavailable("No node answers at the moment, so no sandbox can be started. Try again in a moment.")
-    return place(request, views, seed=secrets.randbits(64)).node_id
+        if not any(view.state is NodeState.READY for view in views):
+            raise Unavailable("No node answers at the moment, so no sandbox can be started. Try again in a moment.")
+        try:
+            return place(request, views, seed=secrets.randbits(64)).node_id
+        except NoCapacity as exc:
+            # The grace bin never keeps a new sandbox from starting: what has lain in it longest makes room.
+            if DISK_IS_FULL not in exc.message or not await discard_oldest(create.platform):
+                raise
+            await nodes.refresh()
 
 
 async def _reserve(create: SandboxCreate) -> None:
@@ -108,17 +120,7 @@ async def _undo_reserve(create: SandboxCreate) -> None:
 
 async def _start(create: SandboxCreate) -> None:
     sandbox, platform = create.sandbox, create.platform
-    request = StartSandbox(
-        sandbox_id=sandbox.sandbox_id,
-        template_id=sandbox.template_id,
-        build_id=sandbox.build_id,
-        limits=sandbox.limits,
-        env=sandbox.env,
-        metadata=sandbox.metadata,
-        access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
-        runtime=sandbox.runtime,
-        deny_internet=sandbox.allow_internet_access is False,
-    )
+    request = start_request(platform, sandbox)
     try:
         async with asyncio.timeout(START_DEADLINE_S):
             create.started = await platform.nodes.client(sandbox.node_id).start_sandbox(request)
@@ -157,9 +159,7 @@ async def _confirm(create: SandboxCreate) -> None:
 
 
 async def _publish(create: SandboxCreate) -> None:
-    route = route_of(create.platform, create.sandbox)
-    if route is not None:
-        await create.platform.catalog.publish(route)
+    await publish_running(create.platform, create.sandbox)
 
 
 async def _undo_publish(create: SandboxCreate) -> None:
@@ -175,15 +175,19 @@ async def _undo_start(create: SandboxCreate) -> None:
     await client.kill_sandbox(create.sandbox.sandbox_id)
 
 
-def route_of(platform: Platform, sandbox: Sandbox) -> Route | None:
-    """What the edge must know of a running sandbox; None for one that has no address."""
-    if sandbox.machine_id is None or sandbox.address is None:
-        return None
-    return Route(
+def start_request(platform: Platform, sandbox: Sandbox) -> StartSandbox:
+    """What a node must know to start or resume it."""
+    return StartSandbox(
         sandbox_id=sandbox.sandbox_id,
-        machine_id=sandbox.machine_id,
-        address=sandbox.address,
+        template_id=sandbox.template_id,
+        build_id=sandbox.build_id,
+        limits=sandbox.limits,
+        env=sandbox.env,
+        metadata=sandbox.metadata,
         access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
+        runtime=sandbox.runtime,
+        deny_internet=sandbox.allow_internet_access is False,
+        snapshot_id=sandbox.snapshot_id,
     )
 
 

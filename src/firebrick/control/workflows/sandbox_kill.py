@@ -3,7 +3,8 @@
     begin:   + mark      row -> ending, with reason and time; from here the API says "not found"
              + withdraw  the edge drops its connections and answers with the reason
     finish:  + stop      the node ends it
-             + release   row -> ended, reservation freed
+             + release   row -> ended, reservation freed; of one that reached its timeout the disk is kept, and its
+                         reservation with it, until the grace bin is emptied (`empty_grace_bin`)
 
 It only goes forward: there is no way back from `ending`, and each step may be repeated. `begin` is what a caller
 waits for; `finish` is done by the `finish_sandboxes` reconciler, at once on the happy day and after any restart.
@@ -12,6 +13,7 @@ waits for; `finish` is done by the `finish_sandboxes` reconciler, at once on the
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from firebrick.control.platform import Platform
 from firebrick.control.workflows.engine import Step, run_workflow
@@ -20,7 +22,7 @@ from firebrick.model.errors import Conflict, NotFound, Unavailable
 from firebrick.model.ids import MachineId, SandboxId
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
 from firebrick.store.events import SandboxHappening, event_insert
-from firebrick.store.reservations import reservation_delete
+from firebrick.store.reservations import reservation_delete, reservation_shrink
 from firebrick.store.sandboxes import sandbox_fetch, sandbox_update_if
 
 ATTEMPTS = 5
@@ -41,7 +43,7 @@ class SandboxKill:
     has_begun: bool = False
 
 
-async def _insist(change: Callable[[], Awaitable[bool]]) -> bool:
+async def insist(change: Callable[[], Awaitable[bool]]) -> bool:
     """Read, decide and write again when somebody else changed the row between."""
     for _ in range(ATTEMPTS - 1):
         try:
@@ -52,7 +54,7 @@ async def _insist(change: Callable[[], Awaitable[bool]]) -> bool:
 
 
 async def _mark(kill: SandboxKill) -> None:
-    kill.has_begun = await _insist(lambda: _mark_once(kill))
+    kill.has_begun = await insist(lambda: _mark_once(kill))
 
 
 async def _mark_once(kill: SandboxKill) -> bool:
@@ -72,7 +74,9 @@ async def _mark_once(kill: SandboxKill) -> bool:
 
 
 def _is_meant(kill: SandboxKill, sandbox: Sandbox) -> bool:
-    is_life = kill.machine_id is None or sandbox.machine_id == kill.machine_id
+    # A machine that ends while its sandbox is paused takes the memory with it, never the disk: `sync_nodes` sees.
+    is_paused = sandbox.state in (SandboxState.PAUSING, SandboxState.PAUSED, SandboxState.RESUMING)
+    is_life = kill.machine_id is None or (sandbox.machine_id == kill.machine_id and not is_paused)
     return is_life and (kill.generation is None or sandbox.generation == kill.generation)
 
 
@@ -101,7 +105,8 @@ async def _stop(kill: SandboxKill) -> None:
         return
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
-            await kill.platform.nodes.client(sandbox.node_id).kill_sandbox(sandbox.sandbox_id)
+            client = kill.platform.nodes.client(sandbox.node_id)
+            await client.kill_sandbox(sandbox.sandbox_id, keep_disk=_is_binned(kill.platform, sandbox))
     except TimeoutError as exc:
         raise Unavailable("The sandbox's node did not answer in time.", detail=f"node {sandbox.node_id}") from exc
     except NotFound:
@@ -110,7 +115,7 @@ async def _stop(kill: SandboxKill) -> None:
 
 
 async def _release(kill: SandboxKill) -> None:
-    await _insist(lambda: _release_once(kill))
+    await insist(lambda: _release_once(kill))
 
 
 async def _release_once(kill: SandboxKill) -> bool:
@@ -120,11 +125,24 @@ async def _release_once(kill: SandboxKill) -> bool:
             return False
         following = next_state(sandbox.state, SandboxEvent.TORN_DOWN)
         if not isinstance(following, Rejected):
-            ended = await sandbox_update_if(tx, replace(sandbox, state=following))
+            until = _kept_until(kill.platform, sandbox)
+            ended = await sandbox_update_if(tx, replace(sandbox, state=following, recoverable_until=until))
             happening = _happening(ended, kind="ended")
             await event_insert(tx, replace(happening, at=kill.platform.clock.now()))
-        await reservation_delete(tx, kill.sandbox_id)
+            await (reservation_delete if until is None else reservation_shrink)(tx, kill.sandbox_id)
     return True
+
+
+def _is_binned(platform: Platform, sandbox: Sandbox) -> bool:
+    """A timeout is often not meant: the disk is kept a while. What never had a machine has none."""
+    is_used = sandbox.machine_id is not None or sandbox.paused_at is not None
+    return sandbox.end_reason is EndReason.TIMEOUT and platform.config.grace_bin_s > 0 and is_used
+
+
+def _kept_until(platform: Platform, sandbox: Sandbox) -> datetime | None:
+    if not _is_binned(platform, sandbox):
+        return None
+    return (sandbox.ended_at or platform.clock.now()) + timedelta(seconds=platform.config.grace_bin_s)
 
 
 BEGIN: tuple[Step[SandboxKill], ...] = (Step(name="mark", act=_mark), Step(name="withdraw", act=_withdraw))
