@@ -16,7 +16,8 @@ END_FLAG = 0x02
 COMPRESSED_FLAG = 0x01
 
 Message = dict[str, object]
-UnaryHandler = Callable[[Exchange, Message], Awaitable[Message]]
+UnaryHandler = Callable[[Exchange, Message], Awaitable[Message | bytes]]
+"""Answers a message, or its JSON."""
 StreamHandler = Callable[["ServerStream", Message], Awaitable[None]]
 ClientStreamHandler = Callable[[Exchange, "MessageReader"], Awaitable[Message]]
 
@@ -150,11 +151,11 @@ async def serve_unary(exchange: Exchange, handler: UnaryHandler) -> None:
         if exchange.head.length > MAX_MESSAGE_BYTES:
             raise ConnectError("resource_exhausted", f"the message is longer than {MAX_MESSAGE_BYTES} bytes")
         request = load_json(await exchange.read_all(MAX_MESSAGE_BYTES))
-        answer = dump_json(await handler(exchange, request))
+        answer = await handler(exchange, request)
     except ConnectError as error:
         answer_error(exchange, error)
         return
-    exchange.answer(200, _UNARY_HEADERS, answer)
+    exchange.answer(200, _UNARY_HEADERS, answer if isinstance(answer, bytes) else dump_json(answer))
 
 
 async def serve_stream(exchange: Exchange, handler: StreamHandler) -> None:

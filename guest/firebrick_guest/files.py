@@ -17,6 +17,7 @@ from firebrick_guest.http import PIECE_BYTES, Exchange
 from firebrick_guest.multipart import MultipartParser, boundary_of
 from firebrick_guest.settings import Settings
 from firebrick_guest.users import User, make_parents, resolve_path
+from firebrick_guest.watching import Watches
 
 # Up to this a write goes to the page cache in the time that handing it to a thread would take.
 INLINE_BYTES = 64 * 1024
@@ -25,15 +26,11 @@ INLINE_BYTES = 64 * 1024
 class Upload:
     """One file that is being written."""
 
-    def __init__(self, path: str, user: User, tags: dict[str, str]) -> None:
+    def __init__(self, path: str, user: User, tags: dict[str, str], watches: Watches) -> None:
         self.path = path
         self._what = f"cannot write {path}"
-        self._descriptor = _open_for_writing(path, user)
-        try:
-            metadata.replace(self._descriptor, tags)
-        except OSError as exc:
-            os.close(self._descriptor)
-            raise http_error_of(exc, self._what) from exc
+        self._tags = tags
+        self._descriptor = _open_for_writing(path, user, watches)
 
     async def write(self, data: bytes) -> None:
         try:
@@ -45,25 +42,36 @@ class Upload:
             raise http_error_of(exc, self._what) from exc
 
     def close(self) -> dict[str, object]:
-        """The answer's line for this file."""
+        """Set the metadata; the answer's line for this file."""
         told: dict[str, object] = {"path": self.path, "name": self.path.rpartition("/")[2], "type": "file"}
-        found = metadata.read(self._descriptor)
+        try:
+            metadata.replace(self._descriptor, self._tags)
+            found = metadata.read(self._descriptor)
+        except OSError as exc:
+            raise http_error_of(exc, self._what) from exc
+        finally:
+            self.abort()
         if found:
             told["metadata"] = found
-        self.abort()
         return told
 
     def abort(self) -> None:
-        os.close(self._descriptor)
+        """Close the file; harmless the second time."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class FileRoutes:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, watches: Watches) -> None:
         self._settings = settings
+        self._watches = watches
 
     async def upload(self, exchange: Exchange) -> None:
         head = exchange.head
         user = self._user(exchange)
+        # A directory that was made a moment ago is watched before anything is put into it.
+        self._watches.catch_up()
         tags = metadata.from_headers(head.headers)
         kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
         body = _plain_body(exchange)
@@ -85,14 +93,13 @@ class FileRoutes:
         path = exchange.head.argument("path")
         if not path:
             raise HttpError(400, "the query must name the path to write to")
-        upload = Upload(self._resolve(path, user), user, tags)
+        upload = Upload(self._resolve(path, user), user, tags, self._watches)
         try:
             async for piece in body:
                 await upload.write(piece)
-        except BaseException:
+            return upload.close()
+        finally:
             upload.abort()
-            raise
-        return upload.close()
 
     async def _multipart(
         self, exchange: Exchange, body: AsyncIterator[bytes], user: User, tags: dict[str, str]
@@ -132,7 +139,7 @@ class FileRoutes:
         if path in seen:
             raise HttpError(400, f"you cannot upload multiple files to the same path '{path}' in one request")
         seen.add(path)
-        return Upload(path, user, tags)
+        return Upload(path, user, tags, self._watches)
 
     def _user(self, exchange: Exchange) -> User:
         name = exchange.head.argument("username")
@@ -176,7 +183,7 @@ async def _plain_body(exchange: Exchange) -> AsyncIterator[bytes]:
         raise HttpError(400, "the gzip body ends too early")
 
 
-def _open_for_writing(path: str, user: User) -> int:
+def _open_for_writing(path: str, user: User, watches: Watches) -> int:
     what = f"cannot write {path}"
     try:
         found = os.stat(path)
@@ -191,15 +198,17 @@ def _open_for_writing(path: str, user: User) -> int:
     if found and not stat.S_ISREG(found.st_mode):
         raise HttpError(400, f"path is not a regular file: {path}")
     try:
-        return _create(path, user) if found is None else _reopen(path, user)
+        return _create(path, user, watches) if found is None else _reopen(path, user)
     except NotADirectoryError as exc:
         raise HttpError(500, f"path is a file: {exc.filename}") from exc
     except OSError as exc:
         raise http_error_of(exc, what) from exc
 
 
-def _create(path: str, user: User) -> int:
-    make_parents(path.rpartition("/")[0], user)
+def _create(path: str, user: User, watches: Watches) -> int:
+    if make_parents(path.rpartition("/")[0], user):
+        # Who watches from above shall watch the new directory before the file is in it.
+        watches.catch_up()
     descriptor = _open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.fchown(descriptor, user.uid, user.gid)
     return descriptor
@@ -207,7 +216,14 @@ def _create(path: str, user: User) -> int:
 
 def _reopen(path: str, user: User) -> int:
     os.chown(path, user.uid, user.gid)
-    return _open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = _open_regular(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        # Not by O_TRUNC, of which gVisor tells no watcher.
+        os.ftruncate(descriptor, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -13,6 +13,7 @@ from firebrick_guest.http import Exchange
 from firebrick_guest.json_text import number, text
 from firebrick_guest.settings import Settings
 from firebrick_guest.users import User, make_parents, resolve_path
+from firebrick_guest.watching import Watches
 
 MAX_DEPTH = 1000
 # An answer has to fit into a client's memory and ours; a tree larger than this is listed in parts.
@@ -20,8 +21,9 @@ MAX_ENTRIES = 100_000
 
 
 class FilesystemService:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, watches: Watches) -> None:
         self._settings = settings
+        self._watches = watches
 
     async def stat(self, exchange: Exchange, request: Message) -> Message:
         path, _ = self._path(exchange, request, "path")
@@ -29,6 +31,7 @@ class FilesystemService:
 
     async def make_dir(self, exchange: Exchange, request: Message) -> Message:
         path, user = self._path(exchange, request, "path")
+        self._watches.catch_up()
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -48,6 +51,7 @@ class FilesystemService:
         if not os.path.lexists(source):
             raise ConnectError("not_found", f"source file not found: {source}")
         self._parents(destination.rpartition("/")[0], user)
+        self._watches.catch_up()
         try:
             os.rename(source, destination)
         except OSError as exc:
@@ -70,6 +74,7 @@ class FilesystemService:
 
     async def remove(self, exchange: Exchange, request: Message) -> Message:
         path, _ = self._path(exchange, request, "path")
+        self._watches.catch_up()
         if path == "/":
             raise ConnectError("invalid_argument", "the root directory cannot be removed")
         try:

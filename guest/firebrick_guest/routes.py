@@ -20,6 +20,8 @@ from firebrick_guest.logs import EventLog
 from firebrick_guest.metrics import Metrics
 from firebrick_guest.process_rpc import ProcessService
 from firebrick_guest.settings import Settings
+from firebrick_guest.watch_rpc import WatchService
+from firebrick_guest.watching import Watches
 
 MAX_LOG_COUNT = 1000
 PORT_PREFIX = "/firebrick/port/"
@@ -30,9 +32,11 @@ class Routes:
         self._settings = settings
         self._log = log
         self._metrics = Metrics()
-        self._files = FileRoutes(settings)
+        watches = Watches(settings.accounts)
+        self._files = FileRoutes(settings, watches)
         self._init = InitRoute(settings, log)
-        filesystem = FilesystemService(settings)
+        filesystem = FilesystemService(settings, watches)
+        watching = WatchService(settings, watches)
         self.unary: dict[str, UnaryHandler] = {
             "/process.Process/List": processes.list,
             "/process.Process/Update": processes.update,
@@ -44,10 +48,14 @@ class Routes:
             "/filesystem.Filesystem/Move": filesystem.move,
             "/filesystem.Filesystem/ListDir": filesystem.list_dir,
             "/filesystem.Filesystem/Remove": filesystem.remove,
+            "/filesystem.Filesystem/CreateWatcher": watching.create,
+            "/filesystem.Filesystem/GetWatcherEvents": watching.get_events,
+            "/filesystem.Filesystem/RemoveWatcher": watching.remove,
         }
         self.streams: dict[str, StreamHandler] = {
             "/process.Process/Start": processes.start,
             "/process.Process/Connect": processes.connect,
+            "/filesystem.Filesystem/WatchDir": watching.watch,
         }
         self.client_streams: dict[str, ClientStreamHandler] = {"/process.Process/StreamInput": processes.stream_input}
         self.control = {("POST", "/init"), ("GET", "/firebrick/logs")}

@@ -122,8 +122,11 @@ def resolve_path(path: str, user: User, default: str = "") -> str:
     return "/" + normpath(join(user.home, path)).lstrip("/")
 
 
-def make_parents(path: str, user: User) -> None:
-    """Create the missing directories above and including `path`, 0755 and owned by `user`. Raises OSError."""
+def make_parents(path: str, user: User) -> bool:
+    """Create the missing directories above and including `path`, 0755 and owned by `user`; whether there were any.
+
+    Raises OSError.
+    """
     missing = []
     while path not in ("", "/") and not os.path.lexists(path):
         missing.append(path)
@@ -136,3 +139,4 @@ def make_parents(path: str, user: User) -> None:
         except FileExistsError:
             continue
         os.chown(directory, user.uid, user.gid)
+    return bool(missing)
