@@ -15,6 +15,7 @@ from typing import Any
 from firebrick.model.errors import Invalid
 
 ENV_PREFIX = "FIREBRICK_"
+NO_SETTINGS = frozenset({"FIREBRICK_CONFIG", "FIREBRICK_API_KEY", "FIREBRICK_ADMIN_TOKEN"})
 
 
 def setting(default: Any, unit: str, help: str) -> Any:
@@ -46,11 +47,17 @@ class Config:
     cpu_overcommit: float = setting(64.0, "ratio", "promised CPU over real CPU at most; idle sandboxes use none")
     memory_overcommit: float = setting(4.0, "ratio", "promised memory over real memory at most")
     max_sandboxes_per_team: int = setting(200, "count", "concurrent sandboxes of a new team")
+    max_creates_per_s_per_team: float = setting(100.0, "1/s", "creates per second of a new team; 0: no limit")
     max_timeout_s: int = setting(86_400, "s", "longest timeout that may be asked for")
     grace_bin_s: int = setting(
         3600, "s", "how long the disk of a sandbox that its timeout ended can be recovered; 0 keeps none"
     )
     metrics_kept_s: int = setting(86_400, "s", "how long samples of use are kept; those of the last hour all")
+    jwt_jwks_url: str = setting("", "URL", "public keys (JWKS) of an identity provider; empty: only tokens of ours")
+    jwt_issuer: str = setting("", "name", "issuer (iss) that the provider's tokens must name")
+    jwt_audience: str = setting("", "name", "audience (aud) that the provider's tokens must name")
+    autopsy_hours: int = setting(48, "h", "how long it can be asked why a sandbox ended; at least 24")
+    audit_days: int = setting(365, "d", "how long lines of the audit log are kept")
     log_level: str = setting("info", "level", "debug, info, warning or error")
 
     @property
@@ -95,6 +102,11 @@ class Config:
         return f"sqlite+aiosqlite:///{self.data_dir}/firebrick.db"
 
     @property
+    def admin_token_file(self) -> Path:
+        """The operator's token, for the admin endpoints. Mode 0600; made by the control plane at its first start."""
+        return self.data_dir / "admin-token"
+
+    @property
     def credentials_file(self) -> Path:
         """The first team's API key, for `firebrick env`. Mode 0600."""
         return self.data_dir / "credentials.json"
@@ -118,7 +130,7 @@ def load_config(environ: Mapping[str, str] | None = None, **overrides: Any) -> C
         for key, value in raw.items():
             values[key] = _parse(key, value, str(path))
     for name, text in env.items():
-        if name.startswith(ENV_PREFIX) and name not in ("FIREBRICK_CONFIG", "FIREBRICK_API_KEY"):
+        if name.startswith(ENV_PREFIX) and name not in NO_SETTINGS:
             key = name.removeprefix(ENV_PREFIX).lower()
             values[key] = _parse(key, text, name)
     values |= {key: _parse(key, value, "the command line") for key, value in overrides.items() if value is not None}
@@ -151,3 +163,7 @@ def _check(config: Config) -> None:
         raise Invalid(f"Settings 'api_port' and 'edge_port' are both {config.api_port}; give them different ports.")
     if config.runtime not in ("auto", "gvisor", "container", "sim"):
         raise Invalid(f"Setting 'runtime' must be auto, gvisor, container or sim, not '{config.runtime}'.")
+    if config.autopsy_hours < 24:
+        raise Invalid(f"Setting 'autopsy_hours' must be at least 24, not {config.autopsy_hours}.")
+    if config.jwt_jwks_url and not (config.jwt_issuer and config.jwt_audience):
+        raise Invalid("Setting 'jwt_jwks_url' needs 'jwt_issuer' and 'jwt_audience' beside it.")

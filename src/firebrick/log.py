@@ -54,3 +54,8 @@ def timed(log: Any, event: str, **fields: Any) -> Iterator[None]:
         ok = True
     finally:
         log.info(event, ok=ok, duration_ms=round((perf_counter() - start) * 1000, 1), **fields)
+
+
+def bound_value(name: str) -> str:
+    """What `bound` says of that name here; empty when nothing."""
+    return str(structlog.contextvars.get_contextvars().get(name, ""))

@@ -7,8 +7,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from firebrick import __version__
 from firebrick.api import (
+    admin,
+    autopsies,
     health,
     not_available,
+    owners,
     sandbox_lists,
     sandbox_observations,
     sandbox_pauses,
@@ -67,11 +70,12 @@ def _build() -> FastAPI:
     app.state.telemetry = Telemetry()
     # NOTE: fixed paths such as /sandboxes/metrics come before /sandboxes/{sandboxID}: the first match wins.
     # `snapshots` is last: a snapshot's id has a slash, so its path takes what nothing else took.
-    for module in (
-        health, sandbox_lists, sandbox_observations, team_metrics, sandboxes, sandbox_pauses, templates, not_available,
-        snapshots,
+    for router in (
+        health.router, autopsies.router, sandbox_lists.router, sandbox_observations.router, team_metrics.router,
+        sandboxes.router, sandbox_pauses.router, templates.router, owners.user_router, owners.key_router, admin.router,
+        not_available.router, snapshots.router,
     ):  # fmt: skip
-        app.include_router(module.router)
+        app.include_router(router)
     install_error_handlers(app)
     app.add_middleware(
         CORSMiddleware,

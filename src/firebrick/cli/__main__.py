@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from firebrick import __version__, log
-from firebrick.cli import doctor, instance, sandbox, up
+from firebrick.cli import audit, doctor, instance, owners, sandbox, up, why
 from firebrick.cli.console import out, reports_errors, table
 from firebrick.config import Config, load_config
 
@@ -22,6 +22,12 @@ app.command("down")(instance.down)
 app.command("status")(instance.status)
 app.command("env")(instance.env)
 app.command("doctor")(doctor.doctor)
+app.command("why")(why.why)
+app.add_typer(owners.teams, name="team")
+app.add_typer(owners.keys, name="key")
+app.add_typer(owners.users, name="user")
+app.add_typer(owners.tokens, name="token")
+app.add_typer(audit.app, name="audit")
 
 
 @app.command("config")

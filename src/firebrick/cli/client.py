@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from firebrick.config import Config
+from firebrick.config import Config, load_config
 from firebrick.model.errors import NotFound, Unauthenticated, Unavailable
 from firebrick.supervisor.lifecycle import Credentials, credentials
 
@@ -33,12 +33,38 @@ class ApiFailed(Unavailable):
     """The API answered with an error; the message is its own."""
 
 
+def open_admin_client() -> "Client":
+    """A client with the operator's token: FIREBRICK_ADMIN_TOKEN, or the file of the instance on this machine.
+
+    Raises: Unauthenticated — neither is there, or the file is not ours to read.
+    """
+    config = load_config()
+    stored = credentials(config)
+    api_url = os.environ.get("E2B_API_URL") or (stored.api_url if stored else None)
+    token = os.environ.get("FIREBRICK_ADMIN_TOKEN") or _stored_admin_token(config)
+    if not (api_url and token):
+        raise Unauthenticated(
+            f"This needs the operator's token: {config.admin_token_file} (as the user that runs the instance), or "
+            "FIREBRICK_ADMIN_TOKEN and E2B_API_URL in the environment."
+        )
+    return Client(Credentials(api_url=api_url, sandbox_url="", api_key=""), headers={"X-Admin-Token": token})
+
+
+def _stored_admin_token(config: Config) -> str | None:
+    try:
+        return config.admin_token_file.read_text().strip() or None
+    except OSError:
+        return None
+
+
 class Client:
-    def __init__(self, target: Credentials) -> None:
+    def __init__(self, target: Credentials, headers: dict[str, str] | None = None) -> None:
+        """`headers` say who asks; None: the target's API key."""
         self._target = target
         self._http = httpx.Client(
-            base_url=target.api_url, headers={"X-API-Key": target.api_key}, timeout=TIMEOUT_S, trust_env=False
-        )
+            base_url=target.api_url, headers=headers or {"X-API-Key": target.api_key}, timeout=TIMEOUT_S,
+            trust_env=False,
+        )  # fmt: skip
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send one request.

@@ -11,10 +11,14 @@ from contextlib import asynccontextmanager
 from firebrick.catalog.base import CatalogWriter
 from firebrick.clock import Clock
 from firebrick.config import Config
+from firebrick.control.actor import Request, acting
+from firebrick.control.audit import AuditService
+from firebrick.control.autopsy import AutopsyService
 from firebrick.control.background.empty_grace_bin import EmptyGraceBin
 from firebrick.control.background.expire_sandboxes import ExpireSandboxes
 from firebrick.control.background.finish_sandboxes import FinishSandboxes
 from firebrick.control.background.forget_ended import ForgetEnded
+from firebrick.control.background.note_key_use import NoteKeyUse
 from firebrick.control.background.rebuild_catalog import rebuild_catalog
 from firebrick.control.background.reconciler import Reconciler
 from firebrick.control.background.sample_teams import SampleTeams
@@ -22,7 +26,11 @@ from firebrick.control.background.sample_usage import SampleUsage
 from firebrick.control.background.sweep_snapshots import SweepSnapshots
 from firebrick.control.background.sync_nodes import SyncNodes
 from firebrick.control.background.watch_exits import WatchExits
+from firebrick.control.identity import IdentityService
+from firebrick.control.jwts import Jwts
+from firebrick.control.keys import KeyService
 from firebrick.control.listing import ListingService
+from firebrick.control.node_view import NodeService
 from firebrick.control.nodes import NodeDirectory
 from firebrick.control.observations import ObservationService
 from firebrick.control.pausing import PauseService
@@ -32,7 +40,8 @@ from firebrick.control.sandboxes import SandboxService
 from firebrick.control.snapshots import SnapshotService
 from firebrick.control.teams import TeamService, ensure_default_team
 from firebrick.control.templates import TemplateService
-from firebrick.control.tokens import SEED_NAME, Tokens, load_seed
+from firebrick.control.tokens import SEED_NAME, Secrets, Tokens, load_secrets, load_seed
+from firebrick.control.users import UserService
 from firebrick.log import get_log
 from firebrick.model.ids import NodeId, SandboxId
 from firebrick.model.sandbox import SandboxState
@@ -48,12 +57,19 @@ log = get_log("control")
 class ControlPlane:
     """Services and reconcilers over one platform. It owns nothing that must be closed but what `run` starts."""
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform, secrets: Secrets) -> None:
         self.platform = platform
         latest = LatestUsage()
-        self.teams = TeamService(platform.database, platform.clock)
+        self.audit = AuditService(platform)
+        self.keys = KeyService(platform, self.audit)
+        self.teams = TeamService(platform, self.keys, self.audit)
+        jwts = Jwts(secrets.issuer_seed, platform.config, platform.clock)
+        self.users = UserService(platform, self.audit, jwts)
+        self.identity = IdentityService(platform, self.keys, self.users, jwts, secrets.admin_token)
+        self.nodes = NodeService(platform, self.audit)
         self.templates = TemplateService(platform.database, platform.clock)
-        self.sandboxes = SandboxService(platform, self.templates)
+        self.autopsies = AutopsyService(platform)
+        self.sandboxes = SandboxService(platform, self.templates, self.autopsies)
         self.pausing = PauseService(platform, self.sandboxes)
         platform.catalog.waker = self._wake
         self.snapshots = SnapshotService(platform, self.sandboxes)
@@ -71,13 +87,15 @@ class ControlPlane:
             Reconciler("sample_teams", SampleTeams(platform).round, clock),
             Reconciler("empty_grace_bin", EmptyGraceBin(platform).round, clock),
             Reconciler("sweep_snapshots", sweep.round, clock, signals.snapshots),
-            Reconciler("forget_ended", ForgetEnded(platform).round, clock),
+            Reconciler("forget_ended", ForgetEnded(platform, self.audit).round, clock),
+            Reconciler("note_key_use", NoteKeyUse(self.keys).round, clock),
             *(Reconciler(f"watch_exits:{node_id}", watch.round, clock) for node_id, watch in exits.items()),
         )
 
     async def _wake(self, sandbox_id: SandboxId) -> None:
         """For the edge; see `PauseService.wake`."""
-        await self.pausing.wake(sandbox_id)
+        with acting(Request(actor="traffic")):
+            await self.pausing.wake(sandbox_id)
 
     @property
     def config(self) -> Config:
@@ -129,7 +147,7 @@ async def open_control_plane(
         platform = Platform(
             database=database, nodes=nodes, catalog=catalog, clock=clock, config=config, tokens=tokens
         )  # fmt: skip
-        control = ControlPlane(platform)
+        control = ControlPlane(platform, load_secrets(config))
         await control.recover()
         # A task of this block, cancelled and awaited at its end: a task group would have to be entered and left in
         # the caller's task, which an ASGI lifespan does not promise.

@@ -5,21 +5,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from firebrick.control.actor import note_object
+from firebrick.control.autopsy import AutopsyService
 from firebrick.control.platform import Platform
 from firebrick.control.templates import TemplateService
 from firebrick.control.workflows.sandbox_create import SandboxCreate, create_sandbox
 from firebrick.control.workflows.sandbox_kill import begin_end
+from firebrick.lifecycle.autopsy import told_end
 from firebrick.lifecycle.expiry import check_timeout, expiry_extended, expiry_set
 from firebrick.lifecycle.sandbox_machine import is_visible
-from firebrick.log import bound
-from firebrick.model.errors import AlreadyExists, Conflict, Invalid, NotFound, WrongState
+from firebrick.log import bound, get_log
+from firebrick.model.errors import AlreadyExists, Conflict, FirebrickError, Invalid, NotFound, WrongState
 from firebrick.model.ids import SandboxId, TeamId, new_sandbox_id
 from firebrick.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxState
 from firebrick.model.team import Team
 from firebrick.store.idempotency import IdempotencyRecord, idempotency_fetch
-from firebrick.store.sandboxes import sandbox_fetch, sandbox_update_if
+from firebrick.store.sandboxes import sandbox_fetch, sandbox_list_of_team, sandbox_update_if
 
 ATTEMPTS = 5
+
+log = get_log("control.sandboxes")
 
 
 class IdempotencyMismatch(Invalid):
@@ -64,8 +69,9 @@ def hash_body(body: bytes) -> str:
 
 
 class SandboxService:
-    def __init__(self, platform: Platform, templates: TemplateService) -> None:
+    def __init__(self, platform: Platform, templates: TemplateService, autopsies: AutopsyService) -> None:
         self._platform = platform
+        self._autopsies = autopsies
         self._templates = templates
 
     async def create(self, team: Team, wish: NewSandbox, idempotency: Idempotency | None = None) -> Sandbox:
@@ -108,22 +114,25 @@ class SandboxService:
             runtime=None if snapshot is None else snapshot.runtime,
         )
         record = None if idempotency is None else _record(sandbox, idempotency)
+        note_object(sandbox.sandbox_id)
+        create = SandboxCreate(
+            platform=self._platform,
+            sandbox=sandbox,
+            idempotency=record,
+            only_node=None if snapshot is None else snapshot.node_id,
+        )
         with bound(sandbox_id=sandbox.sandbox_id):
             try:
-                return await create_sandbox(
-                    SandboxCreate(
-                        platform=self._platform,
-                        sandbox=sandbox,
-                        idempotency=record,
-                        only_node=None if snapshot is None else snapshot.node_id,
-                    )
-                )
+                return await create_sandbox(create)
             except AlreadyExists:
                 # Another request with the same key was faster.
                 earlier = None if idempotency is None else await self._earlier(team.team_id, idempotency)
                 if earlier is None:
                     raise
                 return earlier
+            except FirebrickError as exc:
+                await self._autopsies.note_failed_create(create, exc)
+                raise
 
     async def _earlier(self, team_id: TeamId, idempotency: Idempotency) -> Sandbox | None:
         """The sandbox that an earlier request with this key made; None when there was none."""
@@ -145,7 +154,7 @@ class SandboxService:
         async with self._platform.database.read() as tx:
             sandbox = await sandbox_fetch(tx, sandbox_id)
         if sandbox is None or sandbox.team_id != team_id or not is_visible(sandbox.state):
-            raise not_found(sandbox_id)
+            raise not_found(sandbox_id, sandbox if sandbox is not None and sandbox.team_id == team_id else None)
         return sandbox
 
     async def kill(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
@@ -156,6 +165,22 @@ class SandboxService:
         await self.fetch(team_id, sandbox_id)
         if not await begin_end(self._platform, sandbox_id, EndReason.KILLED):
             raise not_found(sandbox_id)
+
+    async def kill_all(self, team_id: TeamId) -> tuple[int, int]:
+        """End everything that a team has, the paused and the half-created too.
+
+        Returns: how many were ended, and how many could not be; those are worth another call.
+        """
+        async with self._platform.database.read() as tx:
+            found = await sandbox_list_of_team(tx, team_id)
+        killed = failed = 0
+        for sandbox in found:
+            try:
+                killed += await begin_end(self._platform, sandbox.sandbox_id, EndReason.KILLED)
+            except FirebrickError as exc:
+                failed += 1
+                log.warning("sandbox.not_killed", sandbox_id=sandbox.sandbox_id, error=exc.message)
+        return killed, failed
 
     async def set_timeout(self, team: Team, sandbox_id: SandboxId, timeout_s: int) -> Sandbox:
         """Set the end to now plus `timeout_s`, earlier or later; 0 ends it at once."""
@@ -228,6 +253,7 @@ def _record(sandbox: Sandbox, idempotency: Idempotency) -> IdempotencyRecord:
     )
 
 
-def not_found(sandbox_id: str) -> NotFound:
-    """The same text for an unknown sandbox and for another team's."""
-    return NotFound(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")
+def not_found(sandbox_id: str, own: Sandbox | None = None) -> NotFound:
+    """The same text for an unknown sandbox and for another team's. Of the caller's `own`, which has ended, also why."""
+    why = "" if own is None or own.end_reason is None else f": {told_end(own)}"
+    return NotFound(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it{why}")

@@ -1,69 +1,93 @@
-"""Teams and their API keys: who is asking, and for whom."""
+"""Teams: who owns sandboxes, and how much of everything each may have."""
 
-import hashlib
-import hmac
-import re
 import secrets
-from collections import OrderedDict
+from collections.abc import Mapping
 
 from firebrick.clock import Clock
 from firebrick.config import Config
-from firebrick.model.errors import Invalid, Unauthenticated
-from firebrick.model.ids import KeyId, TeamId
-from firebrick.model.team import ApiKey, Team
+from firebrick.control.audit import AuditService
+from firebrick.control.keys import KEY_PATTERN, KeyService, digest_of, make_api_key, new_api_key
+from firebrick.control.platform import Platform
+from firebrick.model.errors import Invalid, NotFound
+from firebrick.model.ids import TeamId
+from firebrick.model.sandbox import SandboxState
+from firebrick.model.team import Team
 from firebrick.store.database import Database
-from firebrick.store.teams import key_fetch_by_digest, key_insert, team_fetch_by_name, team_insert
+from firebrick.store.sandboxes import sandbox_count_by_team
+from firebrick.store.teams import (
+    key_fetch_by_digest,
+    key_insert,
+    team_fetch,
+    team_fetch_by_name,
+    team_insert,
+    team_list,
+    team_update,
+    with_limits,
+)
 
 DEFAULT_TEAM = "default"
-KEY_PATTERN = re.compile(r"[!-~]{1,256}\Z")
-CACHE_S = 5.0
-"""How long a key that was found is not looked up again; so a removed key may work this long."""
-CACHE_COUNT = 1024
 
-
-def new_api_key() -> str:
-    """`e2b_` and 40 hex digits: E2B's older clients refuse anything else before they send it."""
-    return "e2b_" + secrets.token_hex(20)
-
-
-def digest_of(key: str) -> str:
-    """What is stored of a key. 160 random bits need no slow hash."""
-    return hashlib.sha256(key.encode()).hexdigest()
+Limits = Mapping[str, int | float | None]
 
 
 class TeamService:
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
-        self._found: OrderedDict[str, tuple[float, Team]] = OrderedDict()
+    def __init__(self, platform: Platform, keys: KeyService, audit: AuditService) -> None:
+        self._platform = platform
+        self._keys = keys
+        self._audit = audit
 
-    async def authenticate(self, key: str | None) -> Team:
-        """The team that `key` belongs to.
+    async def create(self, name: str, limits: Limits) -> Team:
+        """Raises AlreadyExists — another team has that name."""
+        team = with_limits(new_team(name, self._platform.clock, self._platform.config), limits)
+        async with self._platform.database.write() as tx:
+            await team_insert(tx, team)
+            await self._audit.note(tx, "team.create", team_id=team.team_id, object_id=team.team_id, detail=name)
+        return team
 
-        Raises: Unauthenticated — no key, or not one of ours.
-        """
-        if not key:
-            raise Unauthenticated("No API key: send it in the header X-API-Key. `firebrick env` prints the one to use.")
-        if not KEY_PATTERN.match(key):
-            raise _wrong_key()
-        digest = digest_of(key)
-        now = self._clock.monotonic_s()
-        cached = self._found.get(digest)
-        if cached is not None and now - cached[0] < CACHE_S:
-            return cached[1]
-        async with self._database.read() as tx:
-            found = await key_fetch_by_digest(tx, digest)
-        if found is None or not hmac.compare_digest(found[1], digest):
-            raise _wrong_key()
-        self._found[digest] = (now, found[2])
-        self._found.move_to_end(digest)
-        if len(self._found) > CACHE_COUNT:
-            self._found.popitem(last=False)
-        return found[2]
+    async def set_limits(self, team_id: TeamId, limits: Limits) -> Team:
+        """New limits hold for the next create; nothing that runs is ended. Raises NotFound."""
+        async with self._platform.database.write() as tx:
+            found = await team_fetch(tx, team_id)
+            if found is None:
+                raise no_team()
+            team = with_limits(found, limits)
+            await team_update(tx, team)
+            given = ", ".join(f"{name}={value:g}" for name, value in limits.items() if value is not None)
+            await self._audit.note(tx, "team.set_quota", team_id=team_id, object_id=team_id, detail=given)
+        self._keys.forget_cached()
+        return team
+
+    async def fetch(self, team_id: TeamId) -> Team:
+        """Raises NotFound."""
+        async with self._platform.database.read() as tx:
+            found = await team_fetch(tx, team_id)
+        if found is None:
+            raise no_team()
+        return found
+
+    async def list_all(self) -> tuple[Team, ...]:
+        async with self._platform.database.read() as tx:
+            return await team_list(tx)
+
+    async def running_counts(self) -> Mapping[TeamId, int]:
+        """How many sandboxes run, for each team that has any."""
+        async with self._platform.database.read() as tx:
+            return await sandbox_count_by_team(tx, SandboxState.RUNNING)
 
 
-def _wrong_key() -> Unauthenticated:
-    return Unauthenticated("Invalid API key. `firebrick env` prints the one to use.")
+def no_team() -> NotFound:
+    return NotFound("There is no such team.")
+
+
+def new_team(name: str, clock: Clock, config: Config) -> Team:
+    return Team(
+        team_id=TeamId(f"team_{secrets.token_hex(8)}"),
+        name=name,
+        created_at=clock.now(),
+        max_sandboxes=config.max_sandboxes_per_team,
+        max_timeout_s=config.max_timeout_s,
+        max_creates_per_s=config.max_creates_per_s_per_team,
+    )
 
 
 async def ensure_default_team(
@@ -82,28 +106,12 @@ async def ensure_default_team(
         raise Invalid("An API key must be 1 to 256 visible ASCII characters.")
     async with database.write() as tx:
         found = await team_fetch_by_name(tx, DEFAULT_TEAM)
-        team = found or _default_team(clock, config)
+        team = found or new_team(DEFAULT_TEAM, clock, config)
         if found is None:
             await team_insert(tx, team)
         plain = wanted_key or (new_api_key() if found is None else None)
         if plain is None or await key_fetch_by_digest(tx, digest_of(plain)) is not None:
             return team, None
-        key = ApiKey(
-            key_id=KeyId(f"key_{secrets.token_hex(8)}"),
-            team_id=team.team_id,
-            name="first key",
-            mask=f"{plain[:6]}…{plain[-4:]}",
-            created_at=clock.now(),
-        )
+        key = make_api_key(team.team_id, plain, name="first key", now=clock.now())
         await key_insert(tx, key, digest=digest_of(plain))
     return team, plain
-
-
-def _default_team(clock: Clock, config: Config) -> Team:
-    return Team(
-        team_id=TeamId(f"team_{secrets.token_hex(8)}"),
-        name=DEFAULT_TEAM,
-        created_at=clock.now(),
-        max_sandboxes=config.max_sandboxes_per_team,
-        max_timeout_s=config.max_timeout_s,
-    )

@@ -9,6 +9,7 @@
     ├── AlreadyExists                                                 409
     ├── Conflict           a stale generation                         409
     ├── LimitExceeded      a quota of the caller's                    429
+    │   └── RateExceeded   too fast; a moment later it works          429
     ├── NoCapacity         the machines are full                      503
     ├── Unavailable        a part of ours does not answer             503
     ├── DeadlineExceeded   it took longer than it may                 504
@@ -64,6 +65,11 @@ class LimitExceeded(FirebrickError):
     code = "limit_exceeded"
 
 
+class RateExceeded(LimitExceeded):
+    code = "rate_exceeded"
+    retryable = True
+
+
 class NoCapacity(FirebrickError):
     code = "no_capacity"
     retryable = True
@@ -87,6 +93,6 @@ BY_CODE: dict[str, type[FirebrickError]] = {
     kind.code: kind
     for kind in (
         Invalid, Unauthenticated, Forbidden, NotFound, WrongState, AlreadyExists, Conflict,
-        LimitExceeded, NoCapacity, Unavailable, DeadlineExceeded, Internal,
+        LimitExceeded, RateExceeded, NoCapacity, Unavailable, DeadlineExceeded, Internal,
     )
 }  # fmt: skip

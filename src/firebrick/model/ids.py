@@ -16,6 +16,8 @@ TemplateId = NewType("TemplateId", str)
 BuildId = NewType("BuildId", str)
 TeamId = NewType("TeamId", str)
 KeyId = NewType("KeyId", str)
+UserId = NewType("UserId", str)
+TokenId = NewType("TokenId", str)
 NodeId = NewType("NodeId", str)
 SnapshotId = NewType("SnapshotId", str)
 

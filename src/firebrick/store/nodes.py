@@ -15,7 +15,8 @@ from firebrick.store.schema import nodes, reservations
 def _view(row: Row[Any]) -> NodeView:
     return NodeView(
         node_id=NodeId(row.node_id),
-        state=NodeState(row.state),
+        # What the operator wishes is not undone by what the node says of itself.
+        state=NodeState.DRAINING if row.is_draining and row.state == NodeState.READY.value else NodeState(row.state),
         runtimes=tuple(RuntimeName(name) for name in row.runtimes),
         builds=frozenset(BuildId(build) for build in row.builds),
         millicpu=row.millicpu,
@@ -49,6 +50,12 @@ async def node_upsert(tx: AsyncConnection, node: NodeView, *, seen_at: datetime)
 
 async def node_set_state(tx: AsyncConnection, node_id: NodeId, state: NodeState) -> None:
     await tx.execute(update(nodes).where(nodes.c.node_id == node_id).values(state=state.value))
+
+
+async def node_set_draining(tx: AsyncConnection, node_id: NodeId, *, is_draining: bool) -> bool:
+    """False when there is no such node."""
+    changed = update(nodes).where(nodes.c.node_id == node_id).values(is_draining=is_draining)
+    return bool((await tx.execute(changed)).rowcount)
 
 
 def _views_query() -> Select[Any]:

@@ -5,43 +5,15 @@ from dataclasses import replace
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from firebrick.lifecycle.sandbox_machine import holds_quota
-from firebrick.model.errors import Conflict, LimitExceeded, NoCapacity, Unauthenticated
-from firebrick.model.ids import NodeId, SandboxId, TeamId
+from firebrick.model.errors import Conflict, NoCapacity
+from firebrick.model.ids import NodeId, SandboxId
 from firebrick.model.machine import Limits
-from firebrick.model.sandbox import SandboxState
 from firebrick.placement.fit import Room, lacks
-from firebrick.store.schema import nodes, reservations, sandboxes
-from firebrick.store.teams import team_fetch_locked
+from firebrick.store.schema import nodes, reservations
 
-_COUNT = (
-    select(func.count())
-    .select_from(sandboxes)
-    .where(
-        sandboxes.c.team_id == bindparam("wanted_id"),
-        sandboxes.c.state.in_([state.value for state in SandboxState if holds_quota(state)]),
-    )
-)
 _SUMS = select(
     *(func.coalesce(func.sum(reservations.c[name]), 0) for name in ("millicpu", "memory_mib", "disk_mib"))
 ).where(reservations.c.node_id == bindparam("wanted_id"))
-
-
-async def quota_check(tx: AsyncConnection, team_id: TeamId) -> None:
-    """Refuse when the team has as many sandboxes as it may. Keeps the team locked until the transaction ends,
-    so a sandbox inserted in it cannot break the limit.
-
-    Raises: LimitExceeded.
-    """
-    team = await team_fetch_locked(tx, team_id)
-    if team is None:
-        raise Unauthenticated("The team of this API key no longer exists.")
-    count = (await tx.execute(_COUNT, {"wanted_id": team_id})).scalar_one()
-    if count >= team.max_sandboxes:
-        raise LimitExceeded(
-            f"you have reached the maximum number of concurrent sandboxes ({team.max_sandboxes}). "
-            "Kill one, or ask the operator to raise the team's limit."
-        )
 
 
 async def _check_room(tx: AsyncConnection, node_id: NodeId, limits: Limits) -> None:

@@ -200,6 +200,26 @@ async def sandbox_count_by_state(tx: AsyncConnection) -> dict[SandboxState, int]
     return {_STATES[row[0]]: int(row[1]) for row in await tx.execute(query)}
 
 
+async def sandbox_count_by_team(tx: AsyncConnection, state: SandboxState) -> dict[TeamId, int]:
+    """How many sandboxes of each team are in that state; teams without any are absent."""
+    query = select(sandboxes.c.team_id, func.count()).where(sandboxes.c.state == state.value)
+    return {TeamId(row[0]): int(row[1]) for row in await tx.execute(query.group_by(sandboxes.c.team_id))}
+
+
+async def sandbox_count_by_node(tx: AsyncConnection) -> dict[NodeId, int]:
+    """How many sandboxes that have not ended each node has."""
+    query = select(sandboxes.c.node_id, func.count()).where(sandboxes.c.state != SandboxState.ENDED.value)
+    return {NodeId(row[0]): int(row[1]) for row in await tx.execute(query.group_by(sandboxes.c.node_id)) if row[0]}
+
+
+async def sandbox_list_of_team(tx: AsyncConnection, team_id: TeamId) -> tuple[Sandbox, ...]:
+    """All that have not ended, oldest first."""
+    query = select(sandboxes).where(
+        sandboxes.c.team_id == team_id, sandboxes.c.state.not_in([SandboxState.ENDING.value, SandboxState.ENDED.value])
+    )
+    return tuple(sandbox_from_row(row) for row in await tx.execute(query.order_by(sandboxes.c.created_at)))
+
+
 async def sandbox_count_by_template(tx: AsyncConnection) -> dict[TemplateId, tuple[int, datetime]]:
     """How many sandboxes of each template are known, ended ones too, and when the last was started."""
     query = select(sandboxes.c.template_id, func.count(), func.max(sandboxes.c.started_at)).group_by(

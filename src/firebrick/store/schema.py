@@ -70,17 +70,56 @@ teams = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("max_sandboxes", Integer, nullable=False),
     Column("max_timeout_s", Integer, nullable=False),
+    # 0: no limit of the team's own.
+    Column("max_millicpu", BigInteger, nullable=False, server_default="0"),
+    Column("max_memory_mib", BigInteger, nullable=False, server_default="0"),
+    Column("max_disk_mib", BigInteger, nullable=False, server_default="0"),
+    Column("max_creates_per_s", Float, nullable=False, server_default="0"),
+    # The token bucket behind max_creates_per_s: creates that were allowed at that time.
+    Column("create_allowance", Float, nullable=False, server_default="0"),
+    Column("create_allowance_at", UtcTime, nullable=True),
+)
+
+users = Table(
+    "users",
+    metadata,
+    _id("user_id", primary_key=True),
+    Column("email", String(254), nullable=False, unique=True),
+    # `<issuer> <sub>` at an identity provider, if one names the user.
+    Column("subject", String(512), nullable=True, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+team_members = Table(
+    "team_members",
+    metadata,
+    Column("team_id", String(64), ForeignKey("teams.team_id"), primary_key=True),
+    Column("user_id", String(64), ForeignKey("users.user_id"), primary_key=True, index=True),
+    Column("is_default", Boolean, nullable=False),
+)
+
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    _id("token_id", primary_key=True),
+    Column("user_id", String(64), ForeignKey("users.user_id"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("mask", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
 )
 
 api_keys = Table(
     "api_keys",
     metadata,
     _id("key_id", primary_key=True),
-    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=False),
+    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=False, index=True),
     Column("name", String(128), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),
     Column("mask", String(64), nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    _id("created_by", nullable=True),
+    Column("last_used_at", UtcTime, nullable=True),
 )
 
 templates = Table(
@@ -117,6 +156,7 @@ nodes = Table(
     Column("starting_count", Integer, nullable=False),
     Column("free_slot_count", Integer, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
+    Column("is_draining", Boolean, nullable=False, server_default=false()),
 )
 
 sandboxes = Table(
@@ -181,6 +221,35 @@ events = Table(
     Column("kind", String(32), nullable=False),
     Column("reason", String(32), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("actor", String(128), nullable=False, server_default=""),
+    Column("facts", JSON, nullable=True),
+    Index("ix_events_team", "team_id", "kind", "at"),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("actor", String(128), nullable=False),
+    _id("team_id", nullable=False),
+    Column("action", String(128), nullable=False),
+    Column("object_id", String(256), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("outcome", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("mac", String(64), nullable=False),
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("head_id", Integer, primary_key=True, autoincrement=False),
+    Column("first_sequence", BigInteger, nullable=False),
+    Column("before_mac", String(64), nullable=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("last_mac", String(64), nullable=False),
+    Column("mac", String(64), nullable=False),
 )
 
 idempotency_keys = Table(

@@ -22,7 +22,8 @@ from firebrick.store.idempotency import (
     idempotency_insert,
 )
 from firebrick.store.nodes import node_list_views, node_upsert
-from firebrick.store.reservations import quota_check, reservation_delete, reservation_insert, reservation_list
+from firebrick.store.quotas import quota_check
+from firebrick.store.reservations import reservation_delete, reservation_insert, reservation_list
 from firebrick.store.sandboxes import sandbox_insert
 from firebrick.store.teams import key_fetch_by_digest, key_insert
 from firebrick.store.templates import build_fetch_ready, build_list, build_upsert, template_fetch, template_list
@@ -45,7 +46,7 @@ async def _reserve(database: Database, limits: Limits = LIMITS) -> SandboxId | N
     sandbox = make_sandbox(state=SandboxState.CREATING, limits=limits)
     try:
         async with database.write() as tx:
-            await quota_check(tx, TEAM_ID)
+            await quota_check(tx, TEAM_ID, LIMITS, now=NOW)
             await sandbox_insert(tx, sandbox)
             await reservation_insert(tx, sandbox_id=sandbox.sandbox_id, node_id=NODE_ID, limits=limits)
     except (LimitExceeded, NoCapacity):
@@ -132,9 +133,9 @@ async def test_events_are_kept_in_order(database: Database) -> None:
         await event_insert(tx, first)
         await event_insert(tx, second)
     async with database.write() as tx:
-        assert await event_list(tx, SandboxId("i1")) == (first, second)
+        assert await event_list(tx, TEAM_ID, SandboxId("i1")) == (first, second)
         await event_delete_before(tx, NOW + timedelta(seconds=1))
-        assert await event_list(tx, SandboxId("i1")) == (second,)
+        assert await event_list(tx, TEAM_ID, SandboxId("i1")) == (second,)
 
 
 async def test_an_idempotency_key_is_claimed_once(database: Database) -> None:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from firebrick.api.route import MAX_BODY_BYTES, AuthenticatedRoute, PublicRoute
-from firebrick.control.teams import digest_of, new_api_key
+from firebrick.api.route import MAX_BODY_BYTES, GuardedRoute, PublicRoute
+from firebrick.control.keys import digest_of, new_api_key
 from firebrick.model.errors import Internal, Invalid
 from firebrick.model.ids import KeyId, TeamId, new_sandbox_id
 from firebrick.model.machine import ExitCause
@@ -221,14 +221,15 @@ async def test_every_route_wants_a_key_first(client: httpx.AsyncClient) -> None:
         if isinstance(route, PublicRoute):
             public.add(route.path)
             continue
-        assert isinstance(route, AuthenticatedRoute)
+        assert isinstance(route, GuardedRoute)
         path = re.sub(r"{\w+}", "x", route.path)
         for method in route.methods:
             for key in ("", "e2b_" + "0" * 40, "é"):
-                response = await client.request(
-                    method, path, content=b"{", headers={"X-API-Key": key.encode(), "Content-Type": "application/json"}
-                )  # fmt: skip
-                assert response.status_code == 401, (method, path)
+                for header in ("X-API-Key", "X-Admin-Token", "Authorization"):
+                    value = f"Bearer {key}" if header == "Authorization" else key
+                    wrong = {"X-API-Key": b"", header: value.encode(), "Content-Type": "application/json"}
+                    response = await client.request(method, path, content=b"{", headers=wrong)
+                    assert response.status_code == 401, (method, path, header)
     assert public == {"/health", "/metrics"}
 
 
@@ -430,7 +431,7 @@ async def test_keys_survive_a_restart(running: Running) -> None:
     assert running.key is not None
     async with run_control(running.world) as again:
         assert again.key is None
-        assert (await again.control.teams.authenticate(running.key)) == running.team
+        assert (await again.control.keys.authenticate(running.key))[1] == running.team
 
 
 async def test_a_key_that_was_written_down_before_is_made_valid(running: Running) -> None:
@@ -438,7 +439,7 @@ async def test_a_key_that_was_written_down_before_is_made_valid(running: Running
     control, plain = running.control, new_api_key()
     assert await control.ensure_default_team(plain) == (running.team, plain)
     assert await control.ensure_default_team(plain) == (running.team, None)
-    assert await control.teams.authenticate(plain) == running.team
-    assert await control.teams.authenticate(running.key) == running.team
+    assert (await control.keys.authenticate(plain))[1] == running.team
+    assert (await control.keys.authenticate(running.key))[1] == running.team
     with pytest.raises(Invalid):
         await control.ensure_default_team("two words")

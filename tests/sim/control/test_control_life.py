@@ -118,7 +118,7 @@ async def test_an_exit_is_recorded(running: Running, cause: ExitCause, reason: E
     row = await running.wait_ended(sandbox.sandbox_id, turn_s=1)
     assert row.end_reason is (reason if is_heard else EndReason.NODE_LOST)
     async with running.control.platform.database.read() as tx:
-        kinds = [event.kind for event in await event_list(tx, sandbox.sandbox_id)]
+        kinds = [event.kind for event in await event_list(tx, sandbox.team_id, sandbox.sandbox_id)]
     assert kinds == ["started", "ending", "ended"]
 
 

@@ -67,7 +67,7 @@ async def test_pause_and_resume_are_told(running: Running) -> None:
     await pause(running, sandbox)
     await connect(running, sandbox)
     async with running.control.platform.database.read() as tx:
-        events = [(event.kind, event.detail) for event in await event_list(tx, sandbox.sandbox_id)]
+        events = [(event.kind, event.detail) for event in await event_list(tx, sandbox.team_id, sandbox.sandbox_id)]
     assert events == [("started", ""), ("paused", "Its memory is kept."), ("resumed", "With its memory.")]
 
 

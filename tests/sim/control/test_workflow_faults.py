@@ -163,6 +163,8 @@ async def test_a_restart_keeps_what_runs(world: World) -> None:
     async with run_control(world) as second:
         assert stays.sandbox_id in world.catalog.routes
         assert world.catalog.routes[stays.sandbox_id].access_token == token
+        for gone in (expires, dies):
+            await second.wait_ended(gone.sandbox_id, turn_s=1)
         await wait_consistent(second)
         assert [row.sandbox_id for row in await second.living()] == [stays.sandbox_id]
         assert (await second.row(expires.sandbox_id)).end_reason is EndReason.TIMEOUT

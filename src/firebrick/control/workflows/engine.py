@@ -32,18 +32,21 @@ class UndoFailed(Exception):
     """An undo did not succeed; the sandbox is left to the reconciler. Chained to why the workflow failed."""
 
 
-async def run_workflow(name: str, steps: Sequence[Step[Context]], context: Context) -> None:
-    """Do every step, or none.
+async def run_workflow(
+    name: str, steps: Sequence[Step[Context]], context: Context, *, durations_ms: dict[str, float] | None = None
+) -> None:
+    """Do every step, or none. `durations_ms` is filled in as steps end, the failing one included.
 
     Raises: what the failing step raised, after the undos (also on cancellation; the undos are shielded from it).
     """
     started = perf_counter()
-    durations_ms: dict[str, float] = {}
+    durations_ms = {} if durations_ms is None else durations_ms
     for index, step in enumerate(steps):
         before = perf_counter()
         try:
             await step.act(context)
         except BaseException as exc:
+            durations_ms[step.name] = _ms_since(before)
             log.info("workflow.failed", workflow=name, step=step.name, error=repr(exc))
             await _undo_shielded(name, steps[: index + 1], context)
             raise

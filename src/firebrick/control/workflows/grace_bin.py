@@ -12,6 +12,7 @@ reservation and cannot be recovered is one.
 import asyncio
 from dataclasses import dataclass, replace
 
+from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.routing import publish_paused
 from firebrick.control.workflows.engine import Step, run_workflow
@@ -59,9 +60,10 @@ async def recover_sandbox(platform: Platform, sandbox_id: SandboxId) -> Sandbox:
             ended_at=None, end_reason=None, end_detail="", recoverable_until=None,
         )  # fmt: skip
         recovered = await sandbox_update_if(tx, back)
-        await event_insert(
-            tx, SandboxHappening(sandbox_id=sandbox_id, team_id=row.team_id, at=now, kind="recovered")
-        )  # fmt: skip
+        happening = SandboxHappening(
+            sandbox_id=sandbox_id, team_id=row.team_id, at=now, kind="recovered", actor=current_actor()
+        )
+        await event_insert(tx, happening)
     await publish_paused(platform, recovered)
     return recovered
 

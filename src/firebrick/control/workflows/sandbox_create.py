@@ -11,9 +11,10 @@ A crash between the steps leaves the row in `creating`: nobody was told the id, 
 
 import asyncio
 import secrets
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
+from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.routing import publish_running
 from firebrick.control.workflows.engine import Step, run_workflow
@@ -29,7 +30,8 @@ from firebrick.placement.place import place
 from firebrick.rpc.node_api import NodeSandbox, StartSandbox
 from firebrick.store.events import SandboxHappening, event_insert
 from firebrick.store.idempotency import IdempotencyRecord, idempotency_delete_of, idempotency_insert
-from firebrick.store.reservations import quota_check, reservation_insert
+from firebrick.store.quotas import quota_check
+from firebrick.store.reservations import reservation_insert
 from firebrick.store.sandboxes import sandbox_fetch, sandbox_insert, sandbox_update_if
 
 START_DEADLINE_S = 60.0
@@ -48,6 +50,7 @@ class SandboxCreate:
     idempotency: IdempotencyRecord | None = None
     started: NodeSandbox | None = None
     only_node: NodeId | None = None
+    steps_ms: dict[str, float] = field(default_factory=dict)
 
 
 async def _place(create: SandboxCreate) -> None:
@@ -94,7 +97,7 @@ async def _reserve_once(create: SandboxCreate) -> None:
     async with create.platform.database.write() as tx:
         if await sandbox_fetch(tx, sandbox.sandbox_id) is not None:
             return
-        await quota_check(tx, sandbox.team_id)
+        await quota_check(tx, sandbox.team_id, sandbox.limits, now=create.platform.clock.now())
         if create.idempotency is not None:
             await idempotency_insert(tx, create.idempotency)
         await sandbox_insert(tx, sandbox)
@@ -152,10 +155,21 @@ async def _confirm(create: SandboxCreate) -> None:
             expires_at=now + timedelta(seconds=row.timeout_s),
         )
         create.sandbox = await sandbox_update_if(tx, running)
-        await event_insert(
-            tx, SandboxHappening(sandbox_id=row.sandbox_id, team_id=row.team_id, at=now, kind="started")
-        )  # fmt: skip
+        await event_insert(tx, _started(create, now))
     platform.signals.expires(create.sandbox.expires_at)
+
+
+def _started(create: SandboxCreate, now: datetime) -> SandboxHappening:
+    started, sandbox = create.started, create.sandbox
+    assert started is not None
+    facts = {
+        "steps_ms": dict(create.steps_ms), "node": sandbox.node_id, "runtime": started.runtime.value,
+        "from_warm": started.from_warm,
+    }  # fmt: skip
+    return SandboxHappening(
+        sandbox_id=sandbox.sandbox_id, team_id=sandbox.team_id, at=now, kind="started", actor=current_actor(),
+        facts=facts,
+    )  # fmt: skip
 
 
 async def _publish(create: SandboxCreate) -> None:
@@ -207,5 +221,5 @@ async def create_sandbox(create: SandboxCreate) -> Sandbox:
         LimitExceeded: the team's quota. NoCapacity: no node fits. Unavailable: no node answers.
         AlreadyExists: the idempotency key is taken. DeadlineExceeded: the start took too long.
     """
-    await run_workflow("sandbox_create", STEPS, create)
+    await run_workflow("sandbox_create", STEPS, create, durations_ms=create.steps_ms)
     return create.sandbox

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.workflows.engine import Step, run_workflow
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
@@ -67,9 +68,10 @@ async def _mark_once(kill: SandboxKill) -> bool:
         if isinstance(following, Rejected):
             return False
         now = platform.clock.now()
-        marked = replace(sandbox, state=following, ended_at=now, end_reason=kill.reason, end_detail=kill.detail)
+        detail = kill.detail or (f"by {current_actor()}" if kill.reason is EndReason.KILLED else "")
+        marked = replace(sandbox, state=following, ended_at=now, end_reason=kill.reason, end_detail=detail)
         await sandbox_update_if(tx, marked)
-        await event_insert(tx, _happening(marked, kind="ending"))
+        await event_insert(tx, replace(_happening(marked, kind="ending"), actor=current_actor()))
     return True
 
 

@@ -14,6 +14,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.routing import may_wake, publish_paused, publish_running
 from firebrick.control.workflows.engine import Step, run_workflow
@@ -161,6 +162,7 @@ def paused_row(row: Sandbox, *, keeps_memory: bool, now: datetime) -> Sandbox:
 def paused_event(sandbox: Sandbox, *, at: datetime) -> SandboxHappening:
     kept = "Its memory is kept." if sandbox.keeps_memory else "Its disk is kept; its processes are gone."
     return SandboxHappening(
+        actor=current_actor(),
         sandbox_id=sandbox.sandbox_id, team_id=sandbox.team_id, at=at, kind="paused", detail=kept
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.routing import publish_paused, publish_running
 from firebrick.control.workflows.engine import Step, run_workflow
@@ -24,7 +25,8 @@ from firebrick.model.errors import Conflict, DeadlineExceeded, NotFound, WrongSt
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
 from firebrick.rpc.node_api import NodeSandbox, PauseSandbox
 from firebrick.store.events import SandboxHappening, event_insert
-from firebrick.store.reservations import quota_check, reservation_grow, reservation_shrink
+from firebrick.store.quotas import quota_check
+from firebrick.store.reservations import reservation_grow, reservation_shrink
 from firebrick.store.sandboxes import sandbox_fetch, sandbox_update_if
 
 PAUSE_AGAIN_TIMEOUT_S = 30.0
@@ -56,7 +58,9 @@ async def _reserve(resume: SandboxResume) -> None:
             raise WrongState(f"Sandbox {row.sandbox_id} {following.reason}")
         if row.node_id is None:
             raise Conflict(f"Sandbox {row.sandbox_id} has no node. Try again.")
-        await quota_check(tx, row.team_id)
+        # NOTE: its disk is reserved all the time; only CPU and memory come on top.
+        wanted = replace(row.limits, disk_mib=0)
+        await quota_check(tx, row.team_id, wanted, now=resume.platform.clock.now(), is_create=False)
         await reservation_grow(tx, sandbox_id=row.sandbox_id, node_id=row.node_id, limits=row.limits)
         resume.sandbox = await sandbox_update_if(
             tx, replace(row, state=following, on_timeout=resume.sandbox.on_timeout)
@@ -141,7 +145,14 @@ async def _confirm(resume: SandboxResume) -> None:
         kept = "With its memory." if started.kept_memory else "From its disk: it was started anew."
         await event_insert(
             tx,
-            SandboxHappening(sandbox_id=row.sandbox_id, team_id=row.team_id, at=now, kind="resumed", detail=kept),
+            SandboxHappening(
+                sandbox_id=row.sandbox_id,
+                team_id=row.team_id,
+                at=now,
+                kind="resumed",
+                detail=kept,
+                actor=current_actor(),
+            ),
         )
     platform.signals.expires(resume.sandbox.expires_at)
 
