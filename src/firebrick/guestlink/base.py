@@ -7,6 +7,7 @@ guest that lies, stalls or floods costs its own sandbox an error and the node no
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from firebrick.model.errors import Unavailable
@@ -61,6 +62,23 @@ class GuestLink(Protocol):
     async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
         """Entries from sequence number `since` on, oldest first, and the number to ask for next.
         Raises GuestSilent."""
+        ...
+
+    async def export_disk(self, target: Path, *, since_s: float, most_bytes: int, holds: bool) -> None:
+        """Write all that the machine has written to a new file, as an archive that only `import_disk` reads; it is
+        flushed. Other processes inside are stopped meanwhile, and with `holds` until `go_on`, an `init` or half a
+        minute later. `since_s` (since 1970) is when the image was made: what is older was not written.
+
+        Raises: GuestSilent — no answer, or more than `most_bytes`; OSError — the host's disk refuses.
+        """
+        ...
+
+    async def import_disk(self, source: Path) -> None:
+        """Bring a fresh machine's disk to what `export_disk` saw. Raises GuestSilent."""
+        ...
+
+    async def go_on(self) -> None:
+        """Let processes run that an export holds. Never fails: they would go on by themselves."""
         ...
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ speak to our own agent, which frames every answer of its control routes with a C
 
 import asyncio
 import json
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from firebrick.guestlink.base import (
@@ -17,9 +17,10 @@ from firebrick.guestlink.base import (
     GuestLogEntry,
     GuestSilent,
 )
+from firebrick.guestlink.disk_stream import receive_disk, send_disk
+from firebrick.guestlink.http_answer import MAX_HEAD_BYTES, read_body, read_head
+from firebrick.log import get_log
 
-MAX_HEAD_BYTES = 16 * 1024
-MAX_BODY_BYTES = 2 * 1024 * 1024
 INIT_TIMEOUT_S = 15.0
 POLL_S = 0.003
 # A SYN to a guest whose network stack is not up yet is lost, not refused, and the kernel would send it again
@@ -27,6 +28,7 @@ POLL_S = 0.003
 FIRST_ATTEMPT_S = 0.02
 ATTEMPT_GROWTH = 1.3
 LONGEST_ATTEMPT_S = 2.0
+log = get_log("guestlink")
 _LEVELS = frozenset({"debug", "info", "warn", "error"})
 
 
@@ -67,6 +69,23 @@ class HttpGuestLink:
         path = f"/firebrick/logs?since={since}&limit={MAX_LOG_ENTRIES}"
         return decode_logs(await self._ask("GET", path, None, timeout_s=timeout_s), since)
 
+    async def export_disk(self, target: Path, *, since_s: float, most_bytes: int, holds: bool) -> None:
+        self.close()
+        await receive_disk(
+            self._address, self._port, self._token, target, since_s=since_s, most_bytes=most_bytes, holds=holds
+        )
+
+    async def import_disk(self, source: Path) -> None:
+        await send_disk(self._address, self._port, self._token, source)
+
+    async def go_on(self) -> None:
+        try:
+            await self._ask("POST", "/firebrick/go-on", None, timeout_s=INIT_TIMEOUT_S)
+        except GuestSilent as exc:
+            log.warning("guest.held", reason=exc.message, detail=exc.detail)
+        finally:
+            self.close()
+
     def close(self) -> None:
         if self._stream is not None:
             self._stream[1].transport.abort()
@@ -94,8 +113,8 @@ class HttpGuestLink:
         done = False
         try:
             writer.write(self._request(method, path, body))
-            status, headers = await _read_head(reader)
-            answer = await _read_body(reader, status, headers)
+            status, headers = await read_head(reader)
+            answer = await read_body(reader, status, headers)
             if not 200 <= status < 300:
                 raise GuestSilent(
                     f"The guest agent refused {method} {path.partition('?')[0]} with {status}.",
@@ -116,30 +135,6 @@ class HttpGuestLink:
         if body is not None:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
-
-
-async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError as exc:
-        raise GuestSilent("The guest agent's answer has too long a head.") from exc
-    first, *rest = head[:-4].decode("latin-1").split("\r\n")
-    parts = first.split(" ", 2)
-    if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not (parts[1].isascii() and parts[1].isdigit()):
-        raise GuestSilent("The guest agent's answer is not HTTP.")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
-    return int(parts[1][:4]), headers
-
-
-async def _read_body(reader: asyncio.StreamReader, status: int, headers: Mapping[str, str]) -> bytes:
-    if status == 204 or status < 200:
-        return b""
-    length = headers.get("content-length", "")
-    if not (length.isascii() and length.isdigit() and len(length) < 10):
-        raise GuestSilent("The guest agent's answer has no length.")
-    if int(length) > MAX_BODY_BYTES:
-        raise GuestSilent(f"The guest agent's answer is longer than {MAX_BODY_BYTES} bytes.")
-    return await reader.readexactly(int(length))
 
 
 def encode_init(settings: GuestInit) -> bytes:

@@ -1,7 +1,9 @@
 """The guest link in memory: guests that answer at once, unless they are told to fail or stall."""
 
 import asyncio
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from firebrick.guestlink.base import GuestInit, GuestLogEntry, GuestSilent
 
@@ -12,6 +14,8 @@ class SimGuest:
 
     settings: GuestInit | None = None
     init_count: int = 0
+    is_held: bool = False
+    files: dict[str, str] = field(default_factory=dict)
     entries: list[GuestLogEntry] = field(default_factory=list)
 
 
@@ -54,6 +58,7 @@ class SimGuestLink:
         guest = self.guest
         guest.settings = settings
         guest.init_count += 1
+        guest.is_held = False
         guest.entries.append(
             GuestLogEntry(
                 seq=len(guest.entries),
@@ -67,6 +72,16 @@ class SimGuestLink:
     async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
         entries = tuple(self.guest.entries[since:])
         return entries, since + len(entries)
+
+    async def export_disk(self, target: Path, *, since_s: float, most_bytes: int, holds: bool) -> None:
+        self.guest.is_held = holds
+        target.write_text(json.dumps(self.guest.files))
+
+    async def import_disk(self, source: Path) -> None:
+        self.guest.files = json.loads(source.read_text())
+
+    async def go_on(self) -> None:
+        self.guest.is_held = False
 
     def close(self) -> None:
         """Nothing is held."""

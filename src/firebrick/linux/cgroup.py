@@ -120,7 +120,7 @@ class CgroupLayout:
     @property
     def used(self) -> tuple[Path, ...]:
         """Hierarchies in which a machine gets a directory. The unified one always: it can kill a whole group."""
-        found = [self.v1[name] for name in (*_NEEDED, "cpuacct") if name in self.v1]
+        found = [self.v1[name] for name in (*_NEEDED, "cpuacct", "freezer") if name in self.v1]
         return tuple(dict.fromkeys([*found, *([self.unified] if self.unified else [])]))
 
     @property

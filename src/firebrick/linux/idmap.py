@@ -1,8 +1,11 @@
 """A user namespace as a map of ids: what an idmapped mount wants as its argument."""
 
+import ctypes
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from firebrick.linux.process import CommandFailed
@@ -31,6 +34,34 @@ def open_shifted_namespace(shift: int) -> int:
     finally:
         process.kill()
         process.communicate()
+
+
+_PR_SET_SECUREBITS = 28
+_NO_SETUID_FIXUP = 4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def filesystem_user(user_id: int) -> Iterator[None]:
+    """Be this user and group to filesystems, with all capabilities, in the calling thread while the block runs.
+
+    overlayfs works as whoever mounted it; on an idmapped upper, the host's root is nobody and could make no file.
+    """
+    _securebits(_NO_SETUID_FIXUP)
+    _libc.setfsgid(user_id)
+    _libc.setfsuid(user_id)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(0)
+        _libc.setfsgid(0)
+        _securebits(0)
+
+
+def _securebits(bits: int) -> None:
+    # Without it the kernel takes the capabilities away when the id changes from root's.
+    if _libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot set the thread's secure bits to {bits}")
 
 
 class ShiftedNamespaces:

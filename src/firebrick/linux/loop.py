@@ -4,6 +4,7 @@ Devices are attached with AUTOCLEAR: the kernel detaches one when its last user 
 is gone. So a killed process of ours leaks no device, and unmounting is all there is to undo.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
 _LO_FLAGS_READ_ONLY = 1
@@ -65,6 +67,23 @@ def clone_sparse(source: Path, target: Path) -> None:
             raise
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """`clone_sparse`, and flushed to the disk. Raises OSError; then `target` is not there."""
+    clone_sparse(source, target)
+    try:
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())
+    except BaseException:
+        target.unlink()
+        raise
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """syncfs(2) on the filesystem of an open file. Raises OSError."""
+    if _libc.syncfs(descriptor) != 0:
+        raise OSError(ctypes.get_errno(), "the filesystem could not be flushed")
+
+
 def _attach(backing: int, image: Path, read_only: bool) -> tuple[Path, int]:
     flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if read_only else 0)
     # The kernel shows at most 63 bytes of the name; the full path is in sysfs' backing_file.
@@ -98,7 +117,7 @@ def _copy(reader: int, writer: int) -> None:
             raise
     size = os.fstat(reader).st_size
     os.ftruncate(writer, size)
-    for start, end in _data_extents(reader, size):
+    for start, end in data_extents(reader, size):
         position = start
         while position < end:
             chunk = os.pread(reader, min(end - position, 1 << 20), position)
@@ -108,7 +127,8 @@ def _copy(reader: int, writer: int) -> None:
             position += len(chunk)
 
 
-def _data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of each part of a file that is no hole. Raises OSError."""
     position = 0
     while position < size:
         try:

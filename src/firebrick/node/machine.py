@@ -3,6 +3,9 @@
     record → slot → rootfs → directory, console, files → runtime.start → guest agent answers
     record ◀─ slot ◀─ rootfs ◀───────────────────────── runtime.destroy ◀────────┘
 
+It may begin with a disk that a former machine wrote, or a snapshot's. Where the runtime keeps what a machine writes to
+itself, that is an archive of the guest agent's, which takes it in once it runs.
+
 There is one way back, whatever began it: a failed or cancelled start, a kill, an exit, a restart. Each of its
 steps is idempotent and the next is taken only when the one before worked, so that a slot or a rootfs is never
 given to someone else while a guest may still use it; `Machine.record` remembers how far it is.
@@ -12,18 +15,20 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from firebrick.guestlink.base import GuestLink
+from firebrick.linux.loop import copy_file
 from firebrick.model.errors import Internal
 from firebrick.model.ids import MachineId
 from firebrick.network.base import Slot
 from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.rootfs.base import Rootfs
-from firebrick.runtimes.base import CONSOLE_NAME, Capability, MachineSpec, Runtime
+from firebrick.runtimes.base import CONSOLE_NAME, Capability, Freezer, MachineSpec, Runtime
 
 HOSTNAME = "sandbox"
 """The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
@@ -33,17 +38,35 @@ FIRST_ID_SHIFT = 0x7000_0000
 """Above every range that accounts, subuid tables and systemd's containers use."""
 
 READY_TIMEOUT_S = 45.0
+ARCHIVE_SLACK_BYTES = 64 << 20
 _RUNTIME_DIRECTORY = "runtime"
 _FILES_DIRECTORY = "files"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSource:
+    """What a machine's disk begins with: a file of the rootfs driver's or an archive of the guest agent's, as the
+    runtime has it. `shares`: the file is a kept one and is taken over. `is_clean` False: it must be mended before."""
+
+    path: Path
+    shares: bool = False
+    is_clean: bool = True
 
 
 class Machine:
     """One machine and its record. Only its actor calls it, one call at a time."""
 
     def __init__(
-        self, record: MachineRecord, drivers: NodeDrivers, settings: NodeSettings, records: MachineRecords
+        self,
+        record: MachineRecord,
+        drivers: NodeDrivers,
+        settings: NodeSettings,
+        records: MachineRecords,
+        *,
+        source: DiskSource | None = None,
     ) -> None:
         self.record = record
+        self._source = source
         self._drivers = drivers
         self._settings = settings
         self._records = records
@@ -78,6 +101,25 @@ class Machine:
         return self._records.directory(self.machine_id)
 
     @property
+    def archive(self) -> Path:
+        """Where what a machine writes is kept when its runtime keeps it to itself."""
+        return archive_of(self.directory)
+
+    @property
+    def disk(self) -> Path:
+        """The file with what it has written, once `secure_disk` made it or it is kept."""
+        return self.archive if self.writes_inside else self._drivers.rootfs.disk(self.machine_id)
+
+    @property
+    def writes_inside(self) -> bool:
+        return Capability.WRITES_INSIDE in self.runtime.capabilities
+
+    @property
+    def freezer(self) -> Freezer | None:
+        can = Capability.FREEZE in self.runtime.capabilities
+        return cast(Freezer, self.runtime) if can else None
+
+    @property
     def console(self) -> Path:
         return self.directory / _RUNTIME_DIRECTORY / CONSOLE_NAME
 
@@ -100,17 +142,85 @@ class Machine:
         self.record = replace(self.record, slot_index=slot.index)
         self.save()
         disk_mib = self.record.limits.disk_mib
+        source = None if self.writes_inside else self._source
         with self._step("rootfs_ms"):
+            if source is not None and not source.is_clean:
+                await self._drivers.rootfs.mend(source.path)
             rootfs = await self._drivers.rootfs.prepare(
-                self.machine_id, image, disk_mib=disk_mib, id_shift=self._id_shift(slot)
+                self.machine_id,
+                image,
+                disk_mib=disk_mib,
+                id_shift=self._id_shift(slot),
+                disk=source.path if source else None,
+                shares=source is not None and source.shares,
             )
         with self._step("runtime_ms"):
             await self.runtime.start(self._spec(rootfs, slot))
 
     async def wait_ready(self) -> None:
-        """Return when the guest agent answers. Raises GuestSilent."""
+        """Return when the guest agent answers and has taken in what it begins with. Raises GuestSilent."""
         with self._step("agent_ms"):
             await self.link.wait_ready(timeout_s=READY_TIMEOUT_S)
+        if self._source is not None and self.writes_inside:
+            with self._step("disk_ms"):
+                await self.link.import_disk(self._source.path)
+
+    async def save_archive(self, target: Path, *, holds: bool) -> None:
+        """Ask the guest agent for all that was written, into a new file, flushed. With `holds` processes inside stay
+        stopped afterwards, for `freeze` or the machine's end to follow. Raises GuestSilent, Internal; then they go on.
+        """
+        since_s = self._drivers.images.image(self.record.build_id).stat().st_mtime
+        # What a name and an owner take comes on top of what the files hold.
+        most_bytes = (self.record.limits.disk_mib << 20) * 5 // 4 + ARCHIVE_SLACK_BYTES
+        try:
+            await self.link.export_disk(target, since_s=since_s, most_bytes=most_bytes, holds=holds)
+        except OSError as exc:
+            target.unlink(missing_ok=True)
+            raise Internal(f"What machine {self.machine_id} wrote could not be saved.", detail=str(exc)) from exc
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    async def freeze(self, paused_at: datetime) -> None:
+        """From running to paused, its disk safe beside it. Raises FirebrickError; then it runs on."""
+        freezer = self.freezer
+        assert freezer is not None
+        try:
+            if self.writes_inside:
+                await self.save_archive(self.archive, holds=True)
+            await freezer.freeze(self.machine_id)
+            if not self.writes_inside:
+                await self._drivers.rootfs.flush(self.machine_id)
+            self.save(state=MachineState.PAUSED, paused_at=paused_at)
+        except BaseException:
+            await freezer.thaw(self.machine_id)
+            if self.writes_inside:
+                await self.link.go_on()
+            raise
+
+    async def leave_disk(self, paused_at: datetime, *, is_killed: bool) -> None:
+        """Before `destroy`: from now on only what it wrote counts. Raises FirebrickError; then it is as it was."""
+        if self.writes_inside and self.record.state is not MachineState.PAUSED:
+            await self.save_archive(self.archive, holds=True)
+        self.save(state=MachineState.KEPT, paused_at=self.record.paused_at or paused_at, is_killed=is_killed)
+
+    async def capture_disk(self, target: Path) -> None:
+        """Copy what it has written to a new file, while it stands still; afterwards it is as it was, running or
+        paused. Raises FirebrickError; then `target` is not there."""
+        freezer = self.freezer
+        if self.writes_inside:
+            if self.record.state is MachineState.PAUSED:
+                await asyncio.to_thread(copy_file, self.archive, target)
+            else:
+                await self.save_archive(target, holds=False)
+        elif freezer is None or self.record.state is MachineState.PAUSED:
+            await self._drivers.rootfs.capture(self.machine_id, target)
+        else:
+            try:
+                await freezer.freeze(self.machine_id)
+                await self._drivers.rootfs.capture(self.machine_id, target)
+            finally:
+                await freezer.thaw(self.machine_id)
 
     async def destroy(self) -> None:
         """When this returns, nothing of the guest runs. Idempotent."""
@@ -119,14 +229,22 @@ class Machine:
         await self.runtime.destroy(self.machine_id)
 
     async def release(self) -> None:
-        """After `destroy`: give back what it held; its directory goes last. Repeat it until it works."""
-        await self._drivers.rootfs.remove(self.machine_id)
+        """After `destroy`: give back what it held; its directory goes last. Of a kept one its disk stays, and the
+        record. Repeat it until it works."""
+        is_kept = self.record.state is MachineState.KEPT
+        if is_kept and not self.writes_inside:
+            await self._drivers.rootfs.keep(self.machine_id)
+        else:
+            await self._drivers.rootfs.remove(self.machine_id)
         if self.record.slot_index is not None:
             slot = self.slot
             await self._drivers.slots.release(slot)
             # NOTE: a repetition must not release it again: by then it may be another machine's.
             self.record = replace(self.record, slot_index=None)
-        await asyncio.to_thread(self._records.remove, self.machine_id)
+        if is_kept:
+            self.save(slot_index=None, is_clean=True)
+        else:
+            await asyncio.to_thread(self._records.remove, self.machine_id)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -170,6 +288,11 @@ class Machine:
             files[inside].write_text(text)
             files[inside].chmod(0o644)
         return files
+
+
+def archive_of(directory: Path) -> Path:
+    """The archive in a machine's directory."""
+    return directory / "disk.archive"
 
 
 def id_shift_of(slot: Slot) -> int:

@@ -1,14 +1,16 @@
 """One small file per machine: what a restarted node agent must know to adopt it or to clean up behind it.
 
-    starting ──▶ warm ──▶ starting ──▶ running ──▶ ending ──▶ (removed)
-        └──────────────────────────────▲
-
+    starting ──▶ warm ──▶ starting ──▶ running ⇄ paused ──▶ ending ──▶ (removed)
+        └──────────────────────────────▲ └──▶ kept ◀──┘        ▲
+                                               └───────────────┘
 A record is written before the effect that would leak without it. A machine whose record says `starting` was
-never promised to anyone, so recovery ends it; `warm` and `running` are adopted; `ending` is ended again.
+never promised to anyone, so recovery ends it; `warm`, `running` and `paused` (frozen, with its memory) are adopted;
+`ending` is ended again. Of a `kept` one only the disk counts: a machine that still runs is ended. A paused one that
+no longer runs becomes kept.
 
-Writes are atomic against a crash of this process (write aside, then rename) but not flushed to the disk: what
-a record describes dies with the host's boot, so surviving a power cut would only describe ghosts. An unreadable
-record therefore means the same as `ending`.
+Writes are atomic against a crash of this process (write aside, then rename). Those of what outlives the host's boot,
+paused and kept, are flushed to the disk too; what other records describe dies with the boot, so surviving a power cut
+would only describe ghosts. An unreadable record means the same as `ending`.
 """
 
 import json
@@ -31,17 +33,27 @@ class MachineState(StrEnum):
     STARTING = "starting"
     WARM = "warm"
     RUNNING = "running"
+    PAUSED = "paused"
+    KEPT = "kept"
     ENDING = "ending"
 
     @property
     def is_adopted(self) -> bool:
         """Whether a restart keeps a machine in this state, if it still runs."""
-        return self in (MachineState.WARM, MachineState.RUNNING)
+        return self in (MachineState.WARM, MachineState.RUNNING, MachineState.PAUSED)
+
+    @property
+    def outlives_boot(self) -> bool:
+        return self in (MachineState.PAUSED, MachineState.KEPT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRecord:
-    """`sandbox_id` None: nobody's yet. `slot_index` None: it had not got one."""
+    """`sandbox_id` None: nobody's yet. `slot_index` None: it had not got one.
+
+    `kept_memory`: its last resume found its processes. `paused_at`: since when it is paused or kept; `is_killed`: then
+    it is in the grace bin. `is_clean`: kept, and its disk was unmounted in order.
+    """
 
     machine_id: MachineId
     build_id: BuildId
@@ -53,6 +65,10 @@ class MachineRecord:
     slot_index: int | None = None
     started_at: datetime | None = None
     from_warm: bool = False
+    kept_memory: bool = False
+    paused_at: datetime | None = None
+    is_killed: bool = False
+    is_clean: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +98,12 @@ class MachineRecords:
             # NOTE: tokens are inside, so the file is private from its first byte.
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(encode_record(record))
+                if record.state.outlives_boot:
+                    file.flush()
+                    os.fsync(file.fileno())
             fresh.rename(directory / _RECORD)
+            if record.state.outlives_boot:
+                flush_directory(directory)
         except OSError as exc:
             raise Internal(f"The record of machine {record.machine_id} could not be written.", detail=str(exc)) from exc
 
@@ -120,6 +141,15 @@ class MachineRecords:
         return StoredRecords(readable=tuple(readable), unreadable=tuple(unreadable))
 
 
+def flush_directory(directory: Path) -> None:
+    """Make what was renamed or made in it survive a power cut. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def encode_record(record: MachineRecord) -> str:
     limits = record.limits
     return json.dumps(
@@ -139,6 +169,10 @@ def encode_record(record: MachineRecord) -> str:
             "slot_index": record.slot_index,
             "started_at_us": None if record.started_at is None else to_us(record.started_at),
             "from_warm": record.from_warm,
+            "kept_memory": record.kept_memory,
+            "paused_at_us": None if record.paused_at is None else to_us(record.paused_at),
+            "is_killed": record.is_killed,
+            "is_clean": record.is_clean,
         }
     )
 
@@ -147,6 +181,8 @@ def decode_record(text: str) -> MachineRecord:
     """Raises ValueError, KeyError or TypeError for anything but a whole record."""
     raw: dict[str, Any] = json.loads(text)
     started_at_us = raw["started_at_us"]
+    # What came later than the first release's records: one that an older agent wrote lacks it.
+    paused_at_us = raw.get("paused_at_us")
     return MachineRecord(
         machine_id=raw["machine_id"],
         build_id=raw["build_id"],
@@ -158,6 +194,10 @@ def decode_record(text: str) -> MachineRecord:
         slot_index=raw["slot_index"],
         started_at=None if started_at_us is None else from_us(started_at_us),
         from_warm=raw["from_warm"],
+        kept_memory=raw.get("kept_memory", False),
+        paused_at=None if paused_at_us is None else from_us(paused_at_us),
+        is_killed=raw.get("is_killed", False),
+        is_clean=raw.get("is_clean", False),
     )
 
 

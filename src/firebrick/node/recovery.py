@@ -1,6 +1,6 @@
 """What a restart does with what the process before it left, after a kill -9 at any moment.
 
-    records + running machines ──decide──▶ adopt (it was promised and it runs) | end (all else)
+    records + running machines ──decide──▶ adopt (it was promised and it runs) | keep (its disk was promised) | end
 
 Everything is found by machine id: the records name them, and each driver's `recover` finds its own by name.
 Machines are destroyed before the network and the disk are swept, so nothing is taken from under a guest.
@@ -8,24 +8,27 @@ Machines are destroyed before the network and the disk are swept, so nothing is 
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, Internal
 from firebrick.model.ids import MachineId
 from firebrick.model.machine import RuntimeName
 from firebrick.node.drivers import NodeDrivers
-from firebrick.node.records import MachineRecord, MachineRecords, StoredRecords
+from firebrick.node.records import MachineRecord, MachineRecords, MachineState, StoredRecords
+from firebrick.runtimes.base import Capability
 
 log = get_log("node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPlan:
-    """`adopt` live on. `end` is everything else of ours: what runs without a promise, what is promised but does
-    not run, what was half made or half removed; each with the runtime that may know it (None: any may)."""
+    """`adopt` live on. Of `keep` the disk stays, whatever still runs of them is ended. `end` is everything else of
+    ours: what runs without a promise, what is promised but does not run, what was half made or half removed; each with
+    the runtime that may know it (None: any may)."""
 
     adopt: tuple[MachineRecord, ...]
+    keep: tuple[MachineRecord, ...]
     end: Mapping[MachineId, RuntimeName | None]
 
 
@@ -34,11 +37,13 @@ class Recovered:
     """`resisting` machines could not be destroyed: they keep slot and rootfs, and someone must go on trying."""
 
     adopt: tuple[MachineRecord, ...]
+    keep: tuple[MachineRecord, ...]
     resisting: tuple[MachineRecord, ...]
 
 
 def decide_recovery(stored: StoredRecords, running: Mapping[MachineId, RuntimeName]) -> RecoveryPlan:
-    """Choose what lives on. A slot or a sandbox that two records claim goes to neither."""
+    """Choose what lives on. A slot or a sandbox that two records claim goes to neither; but a machine that runs is
+    what became of a kept disk of its sandbox, and of two disks the one that was kept last is the sandbox's."""
     candidates = [
         record
         for record in stored.readable
@@ -54,18 +59,27 @@ def decide_recovery(stored: StoredRecords, running: Mapping[MachineId, RuntimeNa
         if slots[record.slot_index] == 1 and (record.sandbox_id is None or sandboxes[record.sandbox_id] == 1)
     )
     adopted = {record.machine_id for record in adopt}
+    at_rest = [r for r in stored.readable if r.state.outlives_boot and r.machine_id not in adopted and r.paused_at]
+    lives = {record.sandbox_id for record in adopt}
+    last = {record.sandbox_id: record for record in sorted(at_rest, key=_paused_at)}
+    keep = tuple(record for sandbox_id, record in last.items() if sandbox_id and sandbox_id not in lives)
+    adopted |= {record.machine_id for record in keep}
     end: dict[MachineId, RuntimeName | None] = dict.fromkeys(stored.unreadable)
     end |= {record.machine_id: record.runtime for record in stored.readable if record.machine_id not in adopted}
     end |= {machine_id: runtime for machine_id, runtime in running.items() if machine_id not in adopted}
-    return RecoveryPlan(adopt=adopt, end=end)
+    return RecoveryPlan(adopt=adopt, keep=keep, end=end)
+
+
+def _paused_at(record: MachineRecord) -> float:
+    return record.paused_at.timestamp() if record.paused_at else 0.0
 
 
 async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: bool = False) -> Recovered:
     """Bring disk, machines, rootfs and records into agreement.
 
-    With `end_all` nothing is adopted. Afterwards no machine, rootfs or record is without an owner; the slots of
-    ended machines are swept by `slots.open`, which is told who lives. Idempotent; a crash in it is recovered by
-    the next one.
+    With `end_all` nothing is adopted, and paused ones keep their disks only. Afterwards no machine, rootfs or record
+    is without an owner; the slots of ended machines are swept by `slots.open`, which is told who lives. Idempotent; a
+    crash in it is recovered by the next one.
     """
     running: dict[MachineId, RuntimeName] = {}
     for name, runtime in drivers.runtimes.items():
@@ -73,17 +87,40 @@ async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: boo
     stored = records.load_all()
     plan = decide_recovery(stored, running)
     if end_all:
-        plan = RecoveryPlan(adopt=(), end={**plan.end} | {record.machine_id: record.runtime for record in plan.adopt})
+        frozen = tuple(record for record in plan.adopt if record.state.outlives_boot)
+        running = {record.machine_id: record.runtime for record in plan.adopt if record not in frozen}
+        plan = RecoveryPlan(adopt=(), keep=plan.keep + frozen, end={**plan.end} | running)
     resisting = {machine_id for machine_id, name in plan.end.items() if not await _destroy(drivers, machine_id, name)}
     adopted = frozenset(record.machine_id for record in plan.adopt)
-    await drivers.rootfs.recover(adopted | resisting)
+    keep = []
+    known = {record.machine_id: record for record in stored.readable}
+    for record in plan.keep:
+        # NOTE: written before its machine is ended, and its slot forgotten after: a machine that resists still has it.
+        kept = known[record.machine_id] = replace(record, state=MachineState.KEPT)
+        records.write(kept)
+        if not await _destroy(drivers, record.machine_id, record.runtime):
+            resisting.add(record.machine_id)
+            continue
+        keep.append(replace(kept, slot_index=None))
+        records.write(keep[-1])
+    disks = frozenset(record.machine_id for record in keep if not _writes_inside(drivers, record.runtime))
+    await drivers.rootfs.recover(adopted | resisting, disks)
     for machine_id in plan.end:
         if machine_id not in resisting:
             records.remove(machine_id)
-    log.info("node.recovered", adopted_count=len(adopted), ended_count=len(plan.end), resisting_count=len(resisting))
+    log.info(
+        "node.recovered", adopted_count=len(adopted), kept_count=len(keep), ended_count=len(plan.end),
+        resisting_count=len(resisting),
+    )  # fmt: skip
     return Recovered(
-        adopt=plan.adopt, resisting=tuple(record for record in stored.readable if record.machine_id in resisting)
+        adopt=plan.adopt,
+        keep=tuple(keep),
+        resisting=tuple(record for machine_id, record in known.items() if machine_id in resisting),
     )
+
+
+def _writes_inside(drivers: NodeDrivers, name: RuntimeName) -> bool:
+    return name in drivers.runtimes and Capability.WRITES_INSIDE in drivers.runtimes[name].capabilities
 
 
 async def _destroy(drivers: NodeDrivers, machine_id: MachineId, name: RuntimeName | None) -> bool:
@@ -101,7 +138,8 @@ async def _destroy(drivers: NodeDrivers, machine_id: MachineId, name: RuntimeNam
 
 
 async def end_everything(drivers: NodeDrivers, records: MachineRecords) -> None:
-    """For `firebrick down`, with the agent stopped: no machine, mount, upper, slot or rule of this instance stays.
+    """For `firebrick down`, with the agent stopped: no machine, mount, slot or rule of this instance stays. Files do:
+    what is paused comes back from its disk.
 
     Raises: Internal when a machine resists; then its slot and its rootfs stay too.
     """

@@ -1,35 +1,36 @@
 """One task that owns one machine, from its start to the last of its tear-down.
 
-    STARTING ──▶ WARM ──▶ CLAIMED ──▶ RUNNING ──▶ ENDING ──▶ ENDED
-        └─────────┴──────────┴───────────┴──── kill, exit, failure
+    STARTING ──▶ WARM ──▶ CLAIMED ──▶ RUNNING ⇄ PAUSED ──▶ ENDING ──▶ ENDED
+        └─────────┴──────────┴───────────┴─────────┴──── kill, exit, failure
 
-Others only ask: `claim` is accepted by a WARM machine and by no other, `kill` by all. A cold start is a machine
-that was claimed before it was started. A kill at any moment cancels what is under way and takes the one way back.
+Others only ask: `claim` is accepted by a WARM machine and by no other, `kill` by all. Pause, resume and snapshot are
+orders, done one at a time by the owner. A cold start is a machine that was claimed before it was started. A kill at
+any moment cancels what is under way and takes the one way back; of a machine whose record says `kept` the disk stays.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from firebrick.clock import Clock
-from firebrick.guestlink.base import GuestInit, GuestSilent
+from firebrick.guestlink.base import GuestInit
 from firebrick.log import bound, get_log
 from firebrick.model.errors import FirebrickError, Internal, NotFound, WrongState
 from firebrick.model.ids import SandboxId
 from firebrick.model.machine import ExitCause, MachineExit
 from firebrick.node.drivers import NodeDrivers
-from firebrick.node.guest_log import Console, EndedLogs, LogRing, from_guest
+from firebrick.node.guest_log import EndedLogs
+from firebrick.node.kept import sandbox_of
 from firebrick.node.machine import HOSTNAME, Machine
+from firebrick.node.machine_log import MachineLog
+from firebrick.node.orders import Order, first_of
 from firebrick.node.records import MachineState
 from firebrick.node.usage import CpuMeter
-from firebrick.rpc.node_api import LogEntry, NodeSandbox, SandboxUsage, StartSandbox
-
-LOG_PULL_S = 30.0
-LOG_TIMEOUT_S = 2.0
-LAST_LOG_TIMEOUT_S = 0.05
-"""At a kill: the caller waits for it, and the guest may be stalling."""
+from firebrick.rpc.node_api import NodeSandbox, SandboxUsage, StartSandbox
 
 WARM_CHECK_S = 5.0
 RETRY_FIRST_S = 0.2
@@ -43,8 +44,12 @@ class ActorState(StrEnum):
     WARM = "warm"
     CLAIMED = "claimed"
     RUNNING = "running"
+    PAUSED = "paused"
     ENDING = "ending"
     ENDED = "ended"
+
+
+_TALKING = (ActorState.RUNNING, ActorState.CLAIMED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +57,12 @@ class ActorHooks:
     """What an actor tells its supervisor; each is called in the actor's task and must not wait.
 
     `has_settled` is called once for a machine that was given a sandbox: with the sandbox, or with the reason
-    why it did not come to run; then the guest is gone."""
+    why it did not come to run; then the guest is gone. `has_kept`: only its disk is left, as its record says."""
 
     has_changed: Callable[["SandboxActor"], None]
     has_settled: Callable[["SandboxActor", NodeSandbox | FirebrickError], None]
     has_exited: Callable[["SandboxActor", MachineExit], None]
+    has_kept: Callable[["SandboxActor"], None]
 
 
 class SandboxActor:
@@ -80,24 +86,23 @@ class SandboxActor:
         self._gate = gate
         self._ended_logs = ended_logs
         self._hooks = hooks
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._kill = asyncio.Event()
         self._tried = asyncio.Event()
+        self._kept = asyncio.Event()
         self._is_gone = False
         self._claimed = asyncio.Event()
         self._is_settled = False
         self.is_from_warm = False
         self._failure: FirebrickError | None = None
         self._ended: MachineExit | None = None
-        self._ring = LogRing()
-        self._console = Console(machine.console, machine.directory / "console.jsonl", self._ring, self._clock)
-        self._log_next = 0
-        self._log_lock = asyncio.Lock()
+        self.log = MachineLog(machine, ended_logs, drivers.clock, lambda: self.state in _TALKING)
         self._meter = CpuMeter(base_s=self._clock.monotonic_s())
         if request is not None:
             self._claimed.set()
-        if machine.record.state is MachineState.RUNNING:
+        if machine.record.state in (MachineState.RUNNING, MachineState.PAUSED):
             # Adopted. From the first moment it is listed: one that is missing would be taken for lost.
-            self.state = ActorState.RUNNING
+            self.state = ActorState(machine.record.state)
             self._is_settled = True
             self._meter.base_ns = None
             self._claimed.set()
@@ -141,6 +146,36 @@ class SandboxActor:
         """Ask for the end; `gone` waits for it."""
         self._kill.set()
 
+    async def pause(self) -> datetime:
+        """Freeze it with its memory; since when it is paused. Raises FirebrickError: it runs on, or NotFound."""
+        return cast(datetime, await self._do(self._pause))
+
+    async def resume(self, request: StartSandbox) -> NodeSandbox:
+        """Let it run again, with new settings. Raises FirebrickError: it is still paused, or NotFound."""
+        return cast(NodeSandbox, await self._do(lambda: self._resume(request)))
+
+    async def capture(self, target: Path) -> None:
+        """Copy its disk to a new file. Raises FirebrickError: it is as it was, or NotFound."""
+        await self._do(lambda: self.machine.capture_disk(target))
+
+    async def end_keeping(self, *, is_killed: bool) -> None:
+        """End it, but for its disk; `has_kept` has been called when this returns. Raises FirebrickError: it is as it
+        was, or NotFound."""
+        await self._do(lambda: self.machine.leave_disk(self._clock.now(), is_killed=is_killed))
+        self.begin_kill()
+        await self.kept()
+
+    async def kept(self) -> None:
+        """Return when only its disk is left, which its record says already."""
+        await self._kept.wait()
+
+    async def _do(self, work: Callable[[], Coroutine[Any, Any, object]]) -> object:
+        if self.state not in (ActorState.RUNNING, ActorState.PAUSED) or self._kill.is_set():
+            raise NotFound(f"The sandbox {self.sandbox_id} does not run on this node.")
+        order = Order(work)
+        self._orders.put_nowait(order)
+        return await asyncio.shield(order.answer)
+
     async def gone(self) -> None:
         """Return when nothing of the guest runs any more. Raises Internal when it resists; it is tried on."""
         await self._tried.wait()
@@ -164,25 +199,12 @@ class SandboxActor:
             process_count=reading.process_count,
         )
 
-    async def logs(self) -> tuple[LogEntry, ...]:
-        """Everything it has said, as far as it is kept, oldest first."""
-        if self.state in (ActorState.RUNNING, ActorState.CLAIMED):
-            await self._pull_logs(LOG_TIMEOUT_S)
-        return self._ring.entries()
-
     def describe(self) -> NodeSandbox | None:
-        """The sandbox as the node reports it; None when it is nobody's or does not run."""
-        record = self.machine.record
-        if self.state is not ActorState.RUNNING or record.sandbox_id is None or record.started_at is None:
+        """The sandbox as the node reports it; None when it is nobody's, or neither runs nor is paused."""
+        if self.state not in (ActorState.RUNNING, ActorState.PAUSED):
             return None
-        return NodeSandbox(
-            sandbox_id=record.sandbox_id,
-            machine_id=record.machine_id,
-            runtime=record.runtime,
-            address=str(self.machine.slot.address),
-            started_at=record.started_at,
-            from_warm=record.from_warm,
-        )
+        is_paused = self.state is ActorState.PAUSED
+        return sandbox_of(self.machine.record, address=str(self.machine.slot.address), keeps_memory=is_paused)
 
     # The task
 
@@ -222,8 +244,11 @@ class SandboxActor:
         return await first_of(ended, ready)
 
     async def _adopted_life(self) -> MachineExit:
-        self._console.restore()
-        if self.state is not ActorState.RUNNING:
+        self.log.restore()
+        # NOTE: whatever the former process was at, the record says what was promised.
+        if (freezer := self.machine.freezer) is not None:
+            await (freezer.freeze if self.state is ActorState.PAUSED else freezer.thaw)(self.machine.machine_id)
+        if self.state not in (ActorState.RUNNING, ActorState.PAUSED):
             # Nobody has it yet, so it may be judged: what does not answer now is not worth keeping.
             await self.machine.link.wait_ready(timeout_s=WARM_CHECK_S)
             self._set_state(ActorState.WARM)
@@ -233,7 +258,7 @@ class SandboxActor:
     async def _watch(self) -> MachineExit:
         """Serve the machine until it ends by itself."""
         async with asyncio.TaskGroup() as group:
-            works = (self._console.drain(), self._serve(), self._follow_logs())
+            works = (self.log.drain(), self._serve())
             beside = [group.create_task(work) for work in works]
             ended = await self.machine.runtime.wait_exit(self.machine.machine_id)
             for task in beside:
@@ -242,17 +267,48 @@ class SandboxActor:
 
     async def _serve(self) -> None:
         await self._claimed.wait()
-        if self._is_settled or self.request is None:
-            return
-        try:
-            await self._settle(self.request)
-        except FirebrickError as exc:
-            self._failure = exc
-            self._kill.set()
-            return
+        if not self._is_settled and self.request is not None:
+            try:
+                await self._settle(self.request)
+            except FirebrickError as exc:
+                self._failure = exc
+                self._kill.set()
+                return
+            sandbox = self.describe()
+            if sandbox is not None:
+                self._settle_with(sandbox)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.log.follow())
+            while True:
+                await (await self._orders.get()).run()
+
+    async def _pause(self) -> datetime:
+        if self.state is ActorState.RUNNING:
+            await self.log.pull_last()
+            await self.machine.freeze(self._clock.now())
+            self.machine.link.close()
+            self._set_state(ActorState.PAUSED)
+            log.info("sandbox.paused", sandbox_id=self.sandbox_id)
+        assert self.machine.record.paused_at is not None
+        return self.machine.record.paused_at
+
+    async def _resume(self, request: StartSandbox) -> NodeSandbox:
+        if self.state is ActorState.PAUSED:
+            freezer = self.machine.freezer
+            assert freezer is not None
+            try:
+                await freezer.thaw(self.machine.machine_id)
+                await self._give_settings(request)
+                self.machine.save(state=MachineState.RUNNING, paused_at=None, kept_memory=True)
+            except BaseException:
+                await freezer.freeze(self.machine.machine_id)
+                raise
+            self.machine.archive.unlink(missing_ok=True)
+            self._set_state(ActorState.RUNNING)
+            log.info("sandbox.resumed", sandbox_id=request.sandbox_id, kept_memory=True)
         sandbox = self.describe()
-        if sandbox is not None:
-            self._settle_with(sandbox)
+        assert sandbox is not None
+        return sandbox
 
     async def _settle(self, request: StartSandbox) -> None:
         """Make the machine this sandbox's."""
@@ -262,11 +318,17 @@ class SandboxActor:
         self.machine.save(sandbox_id=request.sandbox_id, state=MachineState.STARTING, from_warm=self.is_from_warm)
         if request.deny_internet:
             await self._drivers.slots.deny_internet(self.machine.slot)
+        await self._give_settings(request)
+        self.machine.save(state=MachineState.RUNNING, started_at=now)
+        self._set_state(ActorState.RUNNING)
+        log.info("sandbox.started", sandbox_id=request.sandbox_id, from_warm=self.is_from_warm)
+
+    async def _give_settings(self, request: StartSandbox) -> None:
         await self.machine.link.init(
             GuestInit(
                 sandbox_id=request.sandbox_id,
                 template_id=request.template_id,
-                timestamp=now,
+                timestamp=self._clock.now(),
                 hostname=HOSTNAME,
                 env=request.env,
                 metadata=request.metadata,
@@ -274,59 +336,39 @@ class SandboxActor:
             )
         )
         self.machine.link.close()
-        self.machine.save(state=MachineState.RUNNING, started_at=now)
-        self._set_state(ActorState.RUNNING)
-        log.info("sandbox.started", sandbox_id=request.sandbox_id, from_warm=self.is_from_warm)
-
-    async def _follow_logs(self) -> None:
-        await self._claimed.wait()
-        while True:
-            await self._clock.sleep(LOG_PULL_S)
-            await self._pull_logs(LOG_TIMEOUT_S)
-
-    async def _pull_logs(self, timeout_s: float) -> None:
-        # One at a time: two pulls of the same page would write it twice.
-        async with self._log_lock:
-            try:
-                entries, self._log_next = await self.machine.link.logs(self._log_next, timeout_s=timeout_s)
-            except GuestSilent:
-                return
-            finally:
-                # An idle sandbox holds no descriptor of ours.
-                self.machine.link.close()
-            for entry in entries:
-                self._ring.append(from_guest(entry))
-
-    async def _pull_last_logs(self) -> None:
-        try:
-            # NOTE: around the lock too, which a reader's slower pull may hold.
-            async with asyncio.timeout(LAST_LOG_TIMEOUT_S):
-                await self._pull_logs(LAST_LOG_TIMEOUT_S)
-        except TimeoutError:
-            return
 
     # The one way back
 
     async def _end(self) -> None:
         was_running = self.state is ActorState.RUNNING
         is_asked_for = self._ended is None and self._failure is None
-        self._set_state(ActorState.ENDING)
+        if self.state is ActorState.PAUSED and not is_asked_for:
+            # Its memory is lost, and not by its user's wish: the disk is what was promised.
+            log.warning("machine.memory_lost", sandbox_id=self.sandbox_id)
+            await self._until_done("keep", lambda: self.machine.leave_disk(self._clock.now(), is_killed=False))
         if was_running and is_asked_for:
-            await self._pull_last_logs()
+            await self.log.pull_last()
+        self._set_state(ActorState.ENDING)
+        while not self._orders.empty():
+            self._orders.get_nowait().refuse()
         await self._until_done("destroy", self._destroy)
         self._is_gone = True
         self._tried.set()
-        self._console.drain_rest()
+        self.log.drain_rest()
         if was_running and not is_asked_for:
             self._hooks.has_exited(self, self._ended or self._exit_of_failure())
-        await self._keep_log()
+        if self.sandbox_id is not None:
+            await self.log.save(self.sandbox_id)
         await self._until_done("release", self.machine.release)
+        if self.machine.record.state is MachineState.KEPT:
+            self._hooks.has_kept(self)
+            self._kept.set()
         self._refuse()
         self._set_state(ActorState.ENDED)
         log.info("machine.ended", cause=self._ended.cause if self._ended else None, is_asked_for=is_asked_for)
 
     async def _destroy(self) -> None:
-        if self.machine.directory.exists():
+        if self.machine.directory.exists() and self.machine.record.state is not MachineState.KEPT:
             try:
                 self.machine.save(state=MachineState.ENDING)
             except Internal as exc:
@@ -353,9 +395,8 @@ class SandboxActor:
         if self._failure is not None:
             self._settle_with(self._failure)
         elif self._ended is not None:
-            said = [entry.message for entry in self._ring.entries()[-5:]]
             why = f"The machine ended while it was starting ({self._ended.cause})."
-            self._settle_with(Internal(why, detail="\n".join(said)))
+            self._settle_with(Internal(why, detail=self.log.last_words()))
         else:
             self._settle_with(WrongState("The sandbox was killed while it was starting."))
 
@@ -368,14 +409,6 @@ class SandboxActor:
         detail = self._failure.message if self._failure else ""
         return MachineExit(machine_id=self.machine.machine_id, cause=ExitCause.LOST, detail=detail)
 
-    async def _keep_log(self) -> None:
-        if self.sandbox_id is None:
-            return
-        try:
-            await asyncio.to_thread(self._ended_logs.save, self.sandbox_id, self._ring.entries())
-        except OSError as exc:
-            log.warning("sandbox.log_lost", reason=str(exc))
-
     async def _or_kill(self, life: Coroutine[Any, Any, MachineExit]) -> MachineExit | None:
         """Live until the end or until killed; None means killed. The loser is cancelled and waited for."""
         return await first_of(asyncio.ensure_future(life), asyncio.ensure_future(self._kill.wait()))
@@ -383,18 +416,3 @@ class SandboxActor:
     def _set_state(self, state: ActorState) -> None:
         self.state = state
         self._hooks.has_changed(self)
-
-
-async def first_of(work: "asyncio.Future[MachineExit]", other: "asyncio.Future[Any]") -> MachineExit | None:
-    """The result of `work`, or None when `other` is done before it; the loser is cancelled and waited for.
-    Raises what the first one raised."""
-    try:
-        await asyncio.wait({work, other}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        other.result()
-        return None
-    finally:
-        for task in (work, other):
-            task.cancel()
-        await asyncio.wait({work, other})

@@ -10,23 +10,27 @@ join the first, and a kill find a start that is under way.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 
 from firebrick.clock import Clock
 from firebrick.log import get_log
-from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable
+from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import MachineExit, RuntimeName
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.exits import ExitBroadcast
 from firebrick.node.guest_log import EndedLogs, select
-from firebrick.node.machine import Machine
+from firebrick.node.kept import KeptDisks
+from firebrick.node.machine import DiskSource, Machine
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.node.recovery import recover
 from firebrick.node.refill import WarmPool
 from firebrick.node.sandbox_actor import ActorHooks, ActorState, SandboxActor
+from firebrick.node.snapshots import Snapshots
 from firebrick.node.task_owner import TaskOwner
 from firebrick.rpc.node_api import (
     LogEntry,
@@ -42,6 +46,8 @@ from firebrick.rpc.node_api import (
 
 STOP_S = 10.0
 """How long a graceful stop waits for starts to be undone and tear-downs to finish; the rest is recovery's."""
+
+_AT_REST = (ActorState.WARM, ActorState.RUNNING, ActorState.PAUSED)
 
 log = get_log("node")
 
@@ -67,13 +73,18 @@ class NodeAgent:
         self._ended_logs = EndedLogs(settings.logs_dir, drivers.clock)
         self._gate = asyncio.Semaphore(settings.start_concurrency)
         self._hooks = ActorHooks(
-            has_changed=self._actor_changed, has_settled=self._actor_settled, has_exited=self._actor_exited
+            has_changed=self._actor_changed,
+            has_settled=self._actor_settled,
+            has_exited=self._actor_exited,
+            has_kept=self._actor_kept,
         )
         self._tasks = TaskOwner()
         self._background = TaskOwner()
         self._exits = ExitBroadcast()
         self._actors: dict[MachineId, SandboxActor] = {}
         self._entries: dict[SandboxId, _Entry] = {}
+        self._kept = KeptDisks(drivers, records)
+        self._snapshots = Snapshots(settings.node_dir, drivers)
         self._pool = WarmPool(settings, drivers, self._actors, self._start_actor)
         self._is_open = False
 
@@ -84,6 +95,9 @@ class NodeAgent:
         kept = recovered.adopt + recovered.resisting
         await self._drivers.slots.open(frozenset(r.slot_index for r in kept if r.slot_index is not None))
         await self._drivers.rootfs.open()
+        await self._snapshots.open()
+        for record in recovered.keep:
+            self._kept.add(record)
         for record in recovered.adopt:
             self._adopt(record)
         for record in recovered.resisting:
@@ -92,16 +106,17 @@ class NodeAgent:
         self._background.start(self._pool.run(), name="warm pool")
 
     async def close(self) -> None:
-        """Stop. Running and warm machines stay as they are; what is being started is undone."""
+        """Stop. Running, paused and warm machines stay as they are; what is being started is undone."""
         self._is_open = False
         self._exits.close()
         await self._background.close()
+        await self._snapshots.close()
         for actor in list(self._actors.values()):
             if actor.state in (ActorState.STARTING, ActorState.CLAIMED):
                 actor.begin_kill()
         try:
             async with asyncio.timeout(STOP_S):
-                while any(a.state not in (ActorState.WARM, ActorState.RUNNING) for a in self._actors.values()):
+                while any(a.state not in _AT_REST for a in self._actors.values()):
                     await self._clock.sleep(0.01)
         except TimeoutError:
             log.warning("node.stop_unfinished", machine_count=len(self._actors))
@@ -132,41 +147,94 @@ class NodeAgent:
 
     async def start_sandbox(self, request: StartSandbox) -> NodeSandbox:
         """See NodeClient. A caller that goes away does not stop the start; a repetition joins it."""
-        entry = self._living(request.sandbox_id) or self._begin(request)
-        return await asyncio.shield(entry.answer)
+        if self._living(request.sandbox_id) is None and request.snapshot_id is not None:
+            request, source = await self._snapshots.start_from(request.snapshot_id, request)
+        else:
+            source = None
+        entry = self._living(request.sandbox_id)
+        if self._is_at_rest(request.sandbox_id):
+            raise WrongState(f"The sandbox {request.sandbox_id} is paused on this node; resume it.")
+        return await asyncio.shield((entry or self._begin(request, source)).answer)
 
     async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
-        raise Unavailable("This node cannot pause sandboxes yet.")
+        entry = self._living(request.sandbox_id)
+        if entry is not None:
+            actor = entry.actor
+            if request.keep_memory and actor.machine.freezer is not None:
+                return await self._paused(actor.machine.record, await actor.pause())
+            await actor.end_keeping(is_killed=False)
+        record = self._kept.require(request.sandbox_id)
+        if record.is_killed or record.paused_at is None:
+            raise NotFound(f"The sandbox {request.sandbox_id} does not run on this node.")
+        return await self._paused(record, None)
 
     async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
-        raise NotFound(f"Nothing of the sandbox {request.sandbox_id} is kept on this node.")
+        entry = self._living(request.sandbox_id)
+        if entry is not None:
+            if entry.actor.state is not ActorState.PAUSED and entry.actor.machine.record.state is not MachineState.KEPT:
+                return await asyncio.shield(entry.answer)
+            if entry.actor.state is ActorState.PAUSED and request.keep_memory:
+                sandbox = await entry.actor.resume(request)
+                entry.answer = settled(sandbox)
+                return sandbox
+            await entry.actor.end_keeping(is_killed=False)
+        record = self._kept.require(request.sandbox_id)
+        limits = replace(request.limits, disk_mib=record.limits.disk_mib)
+        request = replace(request, build_id=record.build_id, runtime=record.runtime, limits=limits)
+        again = self._living(request.sandbox_id)
+        return await asyncio.shield((again or self._begin(request, self._kept.source(record))).answer)
 
     async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
-        return False
+        entry = self._living(sandbox_id)
+        if entry is not None and entry.actor.state is not ActorState.PAUSED:
+            raise WrongState(f"The sandbox {sandbox_id} runs; kill it.")
+        return await self.kill_sandbox(sandbox_id)
 
     async def snapshot_sandbox(
         self, sandbox_id: SandboxId, snapshot_id: SnapshotId, *, keep_memory: bool
     ) -> NodeSnapshot:
-        raise Unavailable("This node cannot make snapshots yet.")
+        if self._capacity().disk_mib == 0:
+            raise NoCapacity("The disk of this node is nearly full; it saves nothing until space is freed.")
+        entry = self._living(sandbox_id)
+        if entry is not None:
+            return await self._snapshots.make(snapshot_id, entry.actor.machine.record, entry.actor.capture)
+        record = self._kept.require(sandbox_id)
+        return await self._snapshots.make(snapshot_id, record, partial(self._kept.capture, record))
 
     async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
-        return False
+        return await self._snapshots.delete(snapshot_id)
 
     async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
-        return ()
+        return self._snapshots.list()
 
     async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
         entry = self._living(sandbox_id)
         if entry is None:
-            return False
+            record = self._kept.get(sandbox_id)
+            if record is None or not keep_disk:
+                return await self._kept.remove(sandbox_id)
+            self._kept.change(replace(record, is_killed=True))
+            return True
+        if keep_disk:
+            try:
+                await entry.actor.end_keeping(is_killed=True)
+                return True
+            except FirebrickError as exc:
+                # The end is what was asked for; what its disk needed was not to be had.
+                log.warning("sandbox.disk_lost", sandbox_id=sandbox_id, reason=exc.message, detail=exc.detail)
         entry.is_killed = True
         entry.actor.begin_kill()
         await entry.actor.gone()
+        if entry.actor.machine.record.state is MachineState.KEPT:
+            await entry.actor.kept()
+            await self._kept.remove(sandbox_id)
         return True
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
-        found = (entry.actor.describe() for entry in self._entries.values())
-        return tuple(sandbox for sandbox in found if sandbox is not None)
+        living = {item: entry.actor.describe() for item, entry in self._entries.items()}
+        here = tuple(sandbox for sandbox in living.values() if sandbox is not None)
+        listed = {sandbox.sandbox_id for sandbox in here}
+        return here + tuple(sandbox for sandbox in self._kept.sandboxes() if sandbox.sandbox_id not in listed)
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
         entry = self._living(sandbox_id)
@@ -177,7 +245,7 @@ class NodeAgent:
     async def read_logs(self, sandbox_id: SandboxId, *, start_ms: int, limit: int) -> tuple[LogEntry, ...]:
         entry = self._entries.get(sandbox_id)
         if entry is not None:
-            return select(await entry.actor.logs(), start_ms=start_ms, limit=limit)
+            return select(await entry.actor.log.entries(), start_ms=start_ms, limit=limit)
         return select(await asyncio.to_thread(self._ended_logs.read, sandbox_id), start_ms=start_ms, limit=limit)
 
     def watch_exits(self) -> AsyncIterator[SandboxExit]:
@@ -189,7 +257,23 @@ class NodeAgent:
         entry = self._entries.get(sandbox_id)
         return None if entry is None or entry.actor.is_gone else entry
 
-    def _begin(self, request: StartSandbox) -> _Entry:
+    def _is_at_rest(self, sandbox_id: SandboxId) -> bool:
+        entry = self._living(sandbox_id)
+        return entry.actor.state is ActorState.PAUSED if entry else self._kept.get(sandbox_id) is not None
+
+    async def _paused(self, record: MachineRecord, frozen_at: datetime | None) -> PausedSandbox:
+        assert record.sandbox_id is not None
+        paused_at = frozen_at or record.paused_at
+        assert paused_at is not None
+        return PausedSandbox(
+            sandbox_id=record.sandbox_id,
+            machine_id=record.machine_id,
+            keeps_memory=frozen_at is not None,
+            paused_at=paused_at,
+            disk_bytes=await asyncio.to_thread(self._kept.disk_bytes, record),
+        )
+
+    def _begin(self, request: StartSandbox, source: DiskSource | None = None) -> _Entry:
         """Everything here is synchronous: between looking for an entry and making it, nobody else comes by."""
         if not self._is_open:
             raise Unavailable("This node is stopping.")
@@ -197,12 +281,13 @@ class NodeAgent:
         self._drivers.images.image(key.build_id)
         if self._capacity().disk_mib == 0:
             raise NoCapacity("The disk of this node is nearly full; it takes no new sandbox until space is freed.")
-        actor = self._pool.take(key)
+        # NOTE: a warm machine has a disk already.
+        actor = self._pool.take(key) if source is None else None
         if actor is not None:
             actor.claim(request)
         else:
             self._pool.make_room()
-            actor = self._start_actor(key, request)
+            actor = self._start_actor(key, request, source)
         entry = _Entry(request=request, actor=actor, answer=asyncio.get_running_loop().create_future())
         # Nobody need be waiting when it fails.
         entry.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
@@ -216,6 +301,8 @@ class NodeAgent:
         if entry is None or entry.answer.done():
             return
         if isinstance(outcome, NodeSandbox):
+            if (former := self._kept.release(outcome.sandbox_id)) is not None:
+                self._background.start(self._kept.forget(former), name=f"forget {former.machine_id}")
             entry.answer.set_result(outcome)
         elif entry.request and actor.is_from_warm and not entry.is_killed and self._is_open:
             log.warning("warm.failed", machine_id=actor.machine.machine_id, message=outcome.message)
@@ -233,7 +320,9 @@ class NodeAgent:
             raise Invalid(f"This node does not offer the runtime '{runtime}'.")
         return WarmKey(build_id=request.build_id, runtime=RuntimeName(runtime), limits=request.limits)
 
-    def _start_actor(self, key: WarmKey, request: StartSandbox | None) -> SandboxActor:
+    def _start_actor(
+        self, key: WarmKey, request: StartSandbox | None, source: DiskSource | None = None
+    ) -> SandboxActor:
         record = MachineRecord(
             machine_id=new_machine_id(),
             build_id=key.build_id,
@@ -243,19 +332,20 @@ class NodeAgent:
             control_token=secrets.token_hex(16),
             sandbox_id=request.sandbox_id if request else None,
         )
-        return self._own(record, request, adopt=False)
+        return self._own(record, request, adopt=False, source=source)
 
     def _adopt(self, record: MachineRecord) -> None:
         actor = self._own(record, None, adopt=True)
         sandbox = actor.describe()
         if sandbox is not None:
-            entry = _Entry(request=None, actor=actor, answer=asyncio.get_running_loop().create_future())
-            entry.answer.set_result(sandbox)
+            entry = _Entry(request=None, actor=actor, answer=settled(sandbox))
             self._entries[sandbox.sandbox_id] = entry
 
-    def _own(self, record: MachineRecord, request: StartSandbox | None, *, adopt: bool) -> SandboxActor:
+    def _own(
+        self, record: MachineRecord, request: StartSandbox | None, *, adopt: bool, source: DiskSource | None = None
+    ) -> SandboxActor:
         actor = SandboxActor(
-            Machine(record, self._drivers, self._settings, self._records),
+            Machine(record, self._drivers, self._settings, self._records, source=source),
             self._drivers,
             gate=self._gate,
             ended_logs=self._ended_logs,
@@ -272,6 +362,9 @@ class NodeAgent:
             if actor.sandbox_id is not None and self._entry_of(actor) is not None:
                 del self._entries[actor.sandbox_id]
         self._pool.poke()
+
+    def _actor_kept(self, actor: SandboxActor) -> None:
+        self._kept.add(actor.machine.record)
 
     def _entry_of(self, actor: SandboxActor) -> _Entry | None:
         """The entry that this actor serves; None when it serves nobody or was replaced."""
@@ -296,3 +389,10 @@ class NodeAgent:
             cpu_overcommit=self._settings.cpu_overcommit,
             memory_overcommit=self._settings.memory_overcommit,
         )
+
+
+def settled(sandbox: NodeSandbox) -> "asyncio.Future[NodeSandbox]":
+    """The answer of a start that is done."""
+    answer: asyncio.Future[NodeSandbox] = asyncio.get_running_loop().create_future()
+    answer.set_result(sandbox)
+    return answer

@@ -20,11 +20,12 @@ import secrets
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from firebrick.linux.idmap import ShiftedNamespaces
-from firebrick.linux.loop import attached
+from firebrick.linux.idmap import ShiftedNamespaces, filesystem_user
+from firebrick.linux.loop import attached, copy_file
 from firebrick.linux.mount import (
     MS_NODEV,
     MS_RDONLY,
@@ -39,7 +40,16 @@ from firebrick.linux.process import CommandFailed
 from firebrick.log import get_log
 from firebrick.model.ids import MachineId, is_machine_id
 from firebrick.rootfs.base import Rootfs, RootfsFailed
-from firebrick.rootfs.upper import Upper, destroy_upper, make_seed, make_upper, unmount_patiently
+from firebrick.rootfs.upper import (
+    Upper,
+    check_image,
+    destroy_upper,
+    flush_upper,
+    make_seed,
+    make_upper,
+    unmount_patiently,
+    unmount_upper,
+)
 
 log = get_log("rootfs")
 
@@ -47,8 +57,8 @@ log = get_log("rootfs")
 # metacopy=off: an upper file is then always whole, so an upper can be read or saved without its lower.
 # redirect_dir=on: rename(2) of a directory of the image works; npm and pip do that and fail on EXDEV.
 # xino=auto: st_dev and st_ino stay the same over a copy-up; tar, rsync and `tail -F` look at them.
-# volatile: no sync reaches the host's disk. A machine dies with the host's kernel and its upper with it, so a
-# sync could save nothing, while one machine's fsync storm would stall its neighbours.
+# volatile: no sync of a guest's reaches the host's disk, where one machine's fsync storm would stall its neighbours.
+# What a pause or a snapshot promises to be safe is flushed by us, once, while the machine stands still.
 _OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=on,xino=auto,volatile"
 
 _REFILL_RETRY_S = 5.0
@@ -96,13 +106,26 @@ class OverlayRootfs:
         if self._pool_size:
             self._filler = asyncio.create_task(self._keep_filled(), name="rootfs-pool")
 
-    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int, id_shift: int = 0) -> Rootfs:
+    async def prepare(
+        self,
+        machine_id: MachineId,
+        image: Path,
+        *,
+        disk_mib: int,
+        id_shift: int = 0,
+        disk: Path | None = None,
+        shares: bool = False,
+    ) -> Rootfs:
         with _Translate(f"prepare the disk of machine {machine_id}"):
             await self._blocking(self._check_room)
             lower = await self._lower(image)
-            ready = self._ready.pop() if self._ready and disk_mib == self._disk_mib else None
+            is_new = disk is None and disk_mib == self._disk_mib
+            ready = self._ready.pop() if self._ready and is_new else None
             self._taken.set()
-            work = asyncio.ensure_future(self._blocking(self._clone, machine_id, lower, ready, disk_mib, id_shift))
+            make = partial(self._make, self._root / "pool", disk_mib) if disk is None else partial(
+                self._make_from, self._root / "pool", disk, shares
+            )  # fmt: skip
+            work = asyncio.ensure_future(self._blocking(self._clone, machine_id, lower, ready, make, id_shift))
             try:
                 path = await asyncio.shield(work)
             except asyncio.CancelledError:
@@ -110,12 +133,32 @@ class OverlayRootfs:
                 await asyncio.wait([work])
                 await self.remove(machine_id)
                 raise
-        disk = self._machine(machine_id).disk
-        return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=disk)
+        inside = self._machine(machine_id).disk
+        return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=inside)
 
     async def remove(self, machine_id: MachineId) -> None:
         with _Translate(f"remove the disk of machine {machine_id}"):
             await self._blocking(destroy_upper, self._machine(machine_id))
+
+    async def flush(self, machine_id: MachineId) -> None:
+        with _Translate(f"flush the disk of machine {machine_id}"):
+            await self._blocking(flush_upper, self._machine(machine_id))
+
+    async def keep(self, machine_id: MachineId) -> None:
+        with _Translate(f"keep the disk of machine {machine_id}"):
+            await self._blocking(unmount_upper, self._machine(machine_id))
+
+    def disk(self, machine_id: MachineId) -> Path:
+        return self._machine(machine_id).image
+
+    async def capture(self, machine_id: MachineId, target: Path) -> None:
+        with _Translate(f"copy the disk of machine {machine_id}"):
+            await self._blocking(self._check_room)
+            await self._blocking(self._capture, self._machine(machine_id), target)
+
+    async def mend(self, disk: Path) -> None:
+        with _Translate("check a copied disk"):
+            await self._blocking(check_image, disk)
 
     async def usage_bytes(self, machine_id: MachineId) -> int:
         try:
@@ -123,11 +166,14 @@ class OverlayRootfs:
         except OSError:
             return 0
 
-    async def recover(self, keep: frozenset[MachineId]) -> None:
+    async def recover(self, keep: frozenset[MachineId], kept: frozenset[MachineId] = frozenset()) -> None:
         with _Translate("recover the disks of an earlier run"):
             await self._blocking(self._claim_root)
             for machine_id in await self._blocking(self._strangers, keep):
-                await self._remove_orphan(machine_id)
+                if machine_id in kept:
+                    await self.keep(machine_id)
+                else:
+                    await self._remove_orphan(machine_id)
             self._ready = await self._blocking(self._sort_pool)
 
     async def close(self) -> None:
@@ -185,13 +231,15 @@ class OverlayRootfs:
     def _machine(self, machine_id: MachineId) -> Upper:
         return Upper(directory=self._root / "machines" / machine_id)
 
-    def _clone(self, machine_id: MachineId, lower: Path, ready: Upper | None, disk_mib: int, id_shift: int) -> Path:
+    def _clone(
+        self, machine_id: MachineId, lower: Path, ready: Upper | None, make: Callable[[], Upper], id_shift: int
+    ) -> Path:
         target = self._machine(machine_id)
         if target.directory.exists():
             if ready is not None:
                 self._ready.append(ready)
             raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
-        upper = ready if ready is not None else self._make(self._root / "pool", disk_mib)
+        upper = ready if ready is not None else make()
         try:
             upper = upper.moved(target.directory)
             if id_shift:
@@ -209,17 +257,31 @@ class OverlayRootfs:
         mount(self._source, upper.merged, "overlay", flags=MS_NODEV, options=options)
 
     def _mount_shifted(self, upper: Upper, lower: Path, id_shift: int) -> None:
-        os.chown(upper.upper, id_shift, id_shift)
         # The merged mount keeps its own copy of the shifted view, so the view needs no place of its own: it
         # lies where the merged tree will be, which also leaves nothing extra to undo.
-        bind_idmapped(lower, upper.merged, user_namespace=self._namespaces.descriptor(id_shift))
-        self._mount_merged(upper, upper.merged)
+        namespace = self._namespaces.descriptor(id_shift)
+        bind_idmapped(lower, upper.merged, user_namespace=namespace)
+        # The upper likewise: on the disk itself owners are those of inside, so that a later machine may have another
+        # shift.
+        bind_idmapped(upper.disk, upper.disk, user_namespace=namespace)
+        with filesystem_user(id_shift):
+            self._mount_merged(upper, upper.merged)
 
     def _make(self, place: Path, disk_mib: int) -> Upper:
         seed = make_seed(self._root / "seeds", disk_mib=disk_mib)
         name = f"{disk_mib}-{secrets.token_hex(6)}"
         made = make_upper(seed, self._root / "making" / name)
         return made.moved(place / name)
+
+    def _make_from(self, place: Path, disk: Path, shares: bool) -> Upper:
+        # NOTE: of no size that the pool knows: after a crash it is not taken for a new one.
+        name = f"used-{secrets.token_hex(6)}"
+        return make_upper(disk, self._root / "making" / name, shares=shares).moved(place / name)
+
+    def _capture(self, upper: Upper, target: Path) -> None:
+        if os.path.ismount(upper.disk):
+            flush_upper(upper)
+        copy_file(upper.image, target)
 
     def _mount_image(self, image: Path) -> Path:
         key = hashlib.sha256(os.fsencode(image)).hexdigest()[:16]

@@ -20,11 +20,23 @@ class SimRootfs:
     async def open(self) -> None:
         return None
 
-    async def prepare(self, machine_id: MachineId, image: Path, *, disk_mib: int, id_shift: int = 0) -> Rootfs:
+    async def prepare(
+        self,
+        machine_id: MachineId,
+        image: Path,
+        *,
+        disk_mib: int,
+        id_shift: int = 0,
+        disk: Path | None = None,
+        shares: bool = False,
+    ) -> Rootfs:
         self._fail("prepare", machine_id)
         if machine_id in self.disks:
             raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
-        self.disks[machine_id] = 0
+        try:
+            self.disks[machine_id] = 0 if disk is None else self._read(disk)
+        except OSError as exc:
+            raise RootfsFailed(f"Cannot prepare the disk of machine {machine_id}: {exc}.") from exc
         path = Path("/sim/machines") / machine_id / "rootfs"
         return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift)
 
@@ -32,11 +44,31 @@ class SimRootfs:
         self._fail("remove", machine_id)
         self.disks.pop(machine_id, None)
 
+    async def flush(self, machine_id: MachineId) -> None:
+        self._fail("flush", machine_id)
+
+    async def keep(self, machine_id: MachineId) -> None:
+        self._fail("keep", machine_id)
+
+    def disk(self, machine_id: MachineId) -> Path:
+        return Path("/sim/machines") / machine_id / "disk"
+
+    async def capture(self, machine_id: MachineId, target: Path) -> None:
+        self._fail("capture", machine_id)
+        target.write_text(str(self.disks[machine_id]))
+
+    async def mend(self, disk: Path) -> None:
+        return None
+
+    def _read(self, disk: Path) -> int:
+        former = MachineId(disk.parent.name)
+        return self.disks[former] if former in self.disks else int(disk.read_text())
+
     async def usage_bytes(self, machine_id: MachineId) -> int:
         return self.disks.get(machine_id, 0)
 
-    async def recover(self, keep: frozenset[MachineId]) -> None:
-        for machine_id in self.disks.keys() - keep:
+    async def recover(self, keep: frozenset[MachineId], kept: frozenset[MachineId] = frozenset()) -> None:
+        for machine_id in self.disks.keys() - keep - kept:
             del self.disks[machine_id]
 
     async def close(self) -> None:

@@ -17,11 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from firebrick.linux.loop import attached, clone_sparse
+from firebrick.linux.loop import attached, clone_sparse, sync_filesystem
 from firebrick.linux.mount import MS_NOATIME, MS_NODEV, mount, unmount
-from firebrick.linux.process import run_sync
+from firebrick.linux.process import CommandFailed, run_sync
 
-# No journal: an upper does not outlive the kernel that mounted it, so the second write would buy nothing.
+# No journal: what outlives the kernel that mounted it was flushed while nothing wrote, and is checked before it is
+# used again; so the second write would buy nothing.
 # Lazy tables: mkfs writes 230 KiB instead of 160 MiB for 10 GiB.
 _MKFS = (
     "mkfs.ext4",
@@ -39,6 +40,10 @@ _MKFS = (
 # noinit_itable: else the kernel fills those lazy tables behind our back, 160 MiB of host disk per machine.
 # discard: what a guest deletes becomes a hole in the image, so host disk is given back.
 _OPTIONS = "discard,noinit_itable,errors=remount-ro"
+
+_E2FSCK_TIMEOUT_S = 600.0
+_E2FSCK_MENDED = 3
+"""Bits of its status that mean: it found something and mended it."""
 
 UNMOUNT_PATIENCE_S = 5.0
 """How long a mount may stay busy after its machine was destroyed: the kernel lets go of a killed process's
@@ -87,23 +92,71 @@ class Upper:
             return False
 
 
-def make_upper(seed: Path, directory: Path) -> Upper:
-    """Clone the seed and mount it. Raises OSError; then `directory` is removed."""
+def make_upper(image: Path, directory: Path, *, shares: bool = False) -> Upper:
+    """Mount a clone of `image`: a seed, or what an earlier machine has written. With `shares` no clone but the file
+    itself, under a second name: then the directory it came from must not be mounted.
+
+    Raises OSError, CommandFailed; then `directory` is removed.
+    """
     made = Upper(directory=directory)
     directory.mkdir(parents=True)
     try:
         made.disk.mkdir()
         made.merged.mkdir()
-        clone_sparse(seed, made.image)
-        with attached(made.image) as device:
-            mount(device, made.disk, "ext4", flags=MS_NODEV | MS_NOATIME, options=_OPTIONS)
-        made.upper.mkdir(mode=0o755)
-        made.upper.chmod(0o755)
+        if shares:
+            os.link(image, made.image)
+        else:
+            clone_sparse(image, made.image)
+        _mount_image(made)
+        if not made.upper.exists():
+            made.upper.mkdir()
+            made.upper.chmod(0o755)
+        if made.work.exists():
+            # An overlay marks its work directory as volatile and would refuse it; what is in it is of no use.
+            shutil.rmtree(made.work)
         made.work.mkdir(mode=0o700)
     except BaseException:
         destroy_upper(made)
         raise
     return made
+
+
+def _mount_image(upper: Upper) -> None:
+    with attached(upper.image) as device:
+        mount(device, upper.disk, "ext4", flags=MS_NODEV | MS_NOATIME, options=_OPTIONS)
+
+
+def unmount_upper(upper: Upper) -> None:
+    """Unmount, and leave the image with all that was written, flushed. Idempotent. Raises OSError."""
+    unmount_patiently(upper.merged)
+    unmount_patiently(upper.disk)
+    flush_file(upper.image)
+
+
+def flush_upper(upper: Upper) -> None:
+    """Bring what was written to the host's disk. Raises OSError."""
+    descriptor = os.open(upper.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(descriptor)
+    finally:
+        os.close(descriptor)
+    flush_file(upper.image)
+
+
+def flush_file(path: Path) -> None:
+    """fsync. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_image(image: Path) -> None:
+    """Make an image whole that was copied while it was mounted, or whose host lost power. Raises CommandFailed."""
+    done = run_sync(["e2fsck", "-f", "-y", image], check=False, timeout_s=_E2FSCK_TIMEOUT_S)
+    if done.returncode & ~_E2FSCK_MENDED:
+        raise CommandFailed(["e2fsck", "-f", "-y", str(image)], done.returncode, done.stdout + done.stderr)
 
 
 def make_seed(seeds: Path, *, disk_mib: int) -> Path:

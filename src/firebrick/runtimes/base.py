@@ -50,6 +50,13 @@ class Capability(StrEnum):
     USER_NAMESPACE = "user_namespace"
     """Inside's root is an unprivileged user of the host: the rootfs must be prepared with an id shift."""
 
+    FREEZE = "freeze"
+    """The driver is a `Freezer` too."""
+
+    WRITES_INSIDE = "writes_inside"
+    """What the machine writes to its disk is the runtime's own and ends with it: whoever wants to keep it asks the
+    guest agent for it before. Otherwise the rootfs driver has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
@@ -140,4 +147,25 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Wait for bookkeeping behind. Machines go on running."""
+        ...
+
+
+class Freezer(Protocol):
+    """Optional power, told by `Capability.FREEZE`: machines that stand still with all they hold.
+
+    A frozen machine uses no CPU. What is sent to it waits: connections stay, and are answered after the thaw. Clocks
+    go on. It stays frozen when our process ends, and an adopted one may be frozen: whoever recovers says which it
+    wants. `destroy` ends a frozen machine like any other.
+    """
+
+    async def freeze(self, machine_id: MachineId) -> None:
+        """Nothing of it runs when this returns. Idempotent. Raises RuntimeFailed: it runs on."""
+        ...
+
+    async def thaw(self, machine_id: MachineId) -> None:
+        """It runs when this returns. Idempotent, and fine for one that was never frozen. Raises RuntimeFailed."""
+        ...
+
+    async def reclaim(self, machine_id: MachineId) -> int:
+        """Give memory of a frozen machine back that can be read again from files or swap; answers how many bytes."""
         ...

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firebrick.linux.cgroup import Cgroup, CgroupFailed, CgroupLayout, CgroupLimits, CgroupParent, read_layout
+from firebrick.linux.freezer import GroupFreezer
 from firebrick.linux.launch import Launch, launch
 from firebrick.linux.netns import in_own_thread
 from firebrick.linux.process import CommandFailed, ProcessRef
@@ -32,6 +33,7 @@ from firebrick.runtimes.console import console_tail, open_console
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 20.0
+FREEZE_TIMEOUT_S = 10.0
 
 log = get_log("runtimes")
 
@@ -149,6 +151,9 @@ class DetachedMachines:
         self._ending.add(machine_id)
         try:
             group = self.cgroup(machine_id)
+            # NOTE: killed first: then it ends at the thaw and does nothing more. v1 keeps frozen processes from dying.
+            group.kill()
+            self._freezer(machine_id).thaw()
             await group.end(timeout_s=END_TIMEOUT_S)
             await asyncio.to_thread(_remove_named, self._root, machine_id)
             await group.remove()
@@ -159,6 +164,26 @@ class DetachedMachines:
         if watch is not None:
             watch.close()
         self._ending.discard(machine_id)
+
+    async def freeze(self, machine_id: MachineId) -> None:
+        """Raises RuntimeFailed; then it runs on."""
+        try:
+            await self._freezer(machine_id).freeze(timeout_s=FREEZE_TIMEOUT_S)
+        except CgroupFailed as exc:
+            raise RuntimeFailed(f"The machine {machine_id} could not be frozen.", detail=str(exc)) from exc
+
+    async def thaw(self, machine_id: MachineId) -> None:
+        """Raises RuntimeFailed."""
+        try:
+            self._freezer(machine_id).thaw()
+        except CgroupFailed as exc:
+            raise RuntimeFailed(f"The machine {machine_id} could not be thawed.", detail=str(exc)) from exc
+
+    async def reclaim(self, machine_id: MachineId) -> int:
+        return await asyncio.to_thread(self._freezer(machine_id).reclaim)
+
+    def _freezer(self, machine_id: MachineId) -> GroupFreezer:
+        return GroupFreezer(self.layout, self.cgroup(machine_id))
 
     def status(self, machine_id: MachineId) -> MachineStatus:
         watch = self._watches.get(machine_id)

@@ -1,11 +1,15 @@
 """kill -9 of the node agent at every step: nothing leaks, and no running sandbox ends."""
 
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from firebrick.model.ids import SandboxId
+from firebrick.model.ids import SandboxId, SnapshotId, new_snapshot_id
 from firebrick.node.supervisor import NodeAgent
+from firebrick.rpc.node_api import NodeSandboxState, PauseSandbox
 from tests.sim.node.world import Steps, World, request, until_dead
 from tests.support.wait import wait_for
 
@@ -101,6 +105,86 @@ async def test_a_restart_killed_at_any_step_is_finished_by_the_next(tmp_path: Pa
             await third.kill_sandbox(kept.sandbox_id)
             await world.assert_empty()
     assert 2 < crash_at < MOST_STEPS - 1
+
+
+Work = Callable[[NodeAgent, SandboxId, SnapshotId], Coroutine[Any, Any, object]]
+
+
+async def pause(agent: NodeAgent, sandbox_id: SandboxId, _: SnapshotId) -> None:
+    await agent.pause_sandbox(PauseSandbox(sandbox_id=sandbox_id, keep_memory=True))
+
+
+async def leave(agent: NodeAgent, sandbox_id: SandboxId, _: SnapshotId) -> None:
+    await agent.pause_sandbox(PauseSandbox(sandbox_id=sandbox_id, keep_memory=False))
+
+
+async def resume(agent: NodeAgent, sandbox_id: SandboxId, _: SnapshotId) -> None:
+    await agent.resume_sandbox(request(sandbox_id))
+
+
+async def bin_it(agent: NodeAgent, sandbox_id: SandboxId, _: SnapshotId) -> None:
+    await agent.kill_sandbox(sandbox_id, keep_disk=True)
+
+
+async def save(agent: NodeAgent, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+    await agent.snapshot_sandbox(sandbox_id, snapshot_id, keep_memory=False)
+
+
+async def fork(agent: NodeAgent, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+    await save(agent, sandbox_id, snapshot_id)
+    child = await agent.start_sandbox(replace(request(), snapshot_id=snapshot_id))
+    await agent.kill_sandbox(child.sandbox_id)
+    await agent.delete_snapshot(snapshot_id)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["disk on the host", "disk inside"])
+@pytest.mark.parametrize(
+    ("before", "work"),
+    [
+        ((), pause), ((), leave), ((), bin_it), ((), save), ((), fork), ((pause,), resume), ((leave,), resume),
+        ((pause,), leave), ((pause,), save), ((leave,), fork),
+    ],
+    ids=lambda work: work.__name__ if callable(work) else "+".join(step.__name__ for step in work) or "running",
+)  # fmt: skip
+@pytest.mark.parametrize("reboots", [False, True], ids=["restart", "reboot"])
+async def test_rest_killed_at_any_step_loses_no_disk(
+    tmp_path: Path, before: tuple[Work, ...], work: Work, inside: bool, reboots: bool
+) -> None:
+    """kill -9 within pause, resume, snapshot or fork, then a restart or a reboot: a sandbox that rested comes back with
+    its disk, also if it was only about to rest; one that ran runs on, unless its host went down."""
+    for crash_at in range(1, MOST_STEPS):
+        world = World(tmp_path / str(crash_at))
+        if inside:
+            world.keep_writes_inside()
+        steps, snapshot_id = Steps(), new_snapshot_id()
+        agent = await ready_agent(world, steps)
+        started = await agent.start_sandbox(request())
+        world.write_inside(started, "41")
+        for step in before:
+            await step(agent, started.sandbox_id, snapshot_id)
+        steps.crash_at = len(steps.passed) + crash_at
+        if not await until_dead(steps, work(agent, started.sandbox_id, snapshot_id)):
+            await agent.close()
+            break
+        if reboots:
+            world.reboot()
+        async with world.agent() as reborn:
+            await world.assert_owned(reborn)
+            listed = {sandbox.sandbox_id: sandbox for sandbox in await reborn.list_sandboxes()}
+            may_be_lost = reboots and (not before or work is resume)
+            if (found := listed.pop(started.sandbox_id, None)) is not None:
+                again = await reborn.resume_sandbox(request(started.sandbox_id))
+                assert world.read_inside(again) == "41"
+                assert found.state is not NodeSandboxState.RUNNING or again == found
+                assert await reborn.kill_sandbox(started.sandbox_id)
+            else:
+                assert may_be_lost
+            for child in listed:
+                await reborn.kill_sandbox(child)
+            await reborn.delete_snapshot(snapshot_id)
+            assert await reborn.list_snapshots() == ()
+            await world.assert_empty()
+    assert crash_at < MOST_STEPS - 1
 
 
 @pytest.mark.parametrize("warm_count", [0, 1])

@@ -23,15 +23,18 @@ from firebrick.node.drivers import AgentImage, NodeDrivers, NodeSettings, WarmKe
 from firebrick.node.records import MachineRecord, MachineRecords
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rootfs.sim import SimRootfs
-from firebrick.rpc.node_api import StartSandbox
-from firebrick.runtimes.base import RuntimeFailed
+from firebrick.rpc.node_api import NodeSandbox, NodeSandboxState, StartSandbox
+from firebrick.runtimes.base import Capability, RuntimeFailed
 from firebrick.runtimes.sim.runtime import SimRuntime
 from tests.support.wait import wait_for
 
 BASE = BuildId("base-build")
 LIMITS = Limits(millicpu=1000, memory_mib=512, disk_mib=1024, process_count=100)
 WARM_KEY = WarmKey(build_id=BASE, runtime=RuntimeName.SIM, limits=LIMITS)
-EFFECTS = frozenset({"start", "destroy", "prepare", "remove", "acquire", "release", "write", "wait_ready", "init"})
+EFFECTS = frozenset(
+    {"start", "destroy", "prepare", "remove", "acquire", "release", "write", "wait_ready", "init"}
+    | {"freeze", "thaw", "flush", "keep", "capture", "export_disk", "import_disk"}
+)
 
 
 class Crashed(BaseException):
@@ -111,13 +114,17 @@ class Between:
 
 
 class Images:
+    def __init__(self, root: Path) -> None:
+        self._image = root / "base.erofs"
+
     def builds(self) -> frozenset[BuildId]:
         return frozenset({BASE})
 
     def image(self, build_id: BuildId) -> Path:
         if build_id != BASE:
             raise NotFound(f"No build {build_id} on this node.")
-        return Path("/sim/base.erofs")
+        self._image.touch()
+        return self._image
 
 
 class World:
@@ -160,7 +167,7 @@ class World:
             rootfs=Between(self.rootfs, steps),
             slots=Between(self.slots, steps),
             links=lambda address, token: Between(self.guests.link(address, token), steps),  # type: ignore[return-value]
-            images=Images(),
+            images=Images(self.root),
             agent=AgentImage(directory=Path("/sim/agent"), argv=("agent",), env=lambda token: {"TOKEN": token}),
             clock=self.clock,
         )
@@ -190,15 +197,46 @@ class World:
         """Every thing on the host belongs to a sandbox that the agent lists or to a warm machine of it."""
 
         async def is_consistent() -> bool:
-            listed = {sandbox.machine_id for sandbox in await agent.list_sandboxes()}
+            sandboxes = await agent.list_sandboxes()
+            listed = {sandbox.machine_id for sandbox in sandboxes}
+            kept = {s.machine_id for s in sandboxes if s.state is not NodeSandboxState.RUNNING and not s.keeps_memory}
             warm_count = (await agent.describe()).warm_count
-            kinds = list(self.machine_ids().values())
+            kinds = self.machine_ids()
             taken = self.taken_slot_count()
-            return all(listed <= kind and len(kind) == len(listed) + warm_count == taken for kind in kinds)
+            alive = listed - kept <= kinds["runtime"] and len(kinds["runtime"]) == len(listed - kept) + warm_count
+            disks = listed if not self.writes_inside else listed - kept
+            is_disk_owned = disks <= kinds["rootfs"] and len(kinds["rootfs"]) == len(disks) + warm_count
+            is_recorded = listed <= kinds["records"] and len(kinds["records"]) == len(listed) + warm_count
+            return alive and is_disk_owned and is_recorded and taken == len(listed - kept) + warm_count
 
         await wait_for(is_consistent, status=lambda: f"{self.machine_ids()}, slots taken: {self.taken_slot_count()}")
-        indexes = [record.slot_index for record in self.stored().values()]
+        indexes = [record.slot_index for record in self.stored().values() if record.slot_index is not None]
         assert len(indexes) == len(set(indexes)), "two machines share a slot"
+
+    @property
+    def writes_inside(self) -> bool:
+        return Capability.WRITES_INSIDE in self.runtime.offered
+
+    def keep_writes_inside(self) -> None:
+        """From now on the runtime is one that has what a machine writes to itself."""
+        self.runtime.offered |= {Capability.WRITES_INSIDE}
+
+    def reboot(self) -> None:
+        """The host comes back: files are there, machines and slots are not."""
+        self.runtime.machines.clear()
+        self.slots = SimSlotPool(size=self.slots.size)
+
+    def write_inside(self, sandbox: NodeSandbox, text: str) -> None:
+        """What a guest writes to its disk."""
+        if self.writes_inside:
+            self.guests.guests[self.stored()[sandbox.machine_id].control_token].files["file"] = text
+        else:
+            self.rootfs.disks[sandbox.machine_id] = int(text)
+
+    def read_inside(self, sandbox: NodeSandbox) -> str:
+        if self.writes_inside:
+            return self.guests.guests[self.stored()[sandbox.machine_id].control_token].files["file"]
+        return str(self.rootfs.disks[sandbox.machine_id])
 
     def taken_slot_count(self) -> int:
         return self.slots.size - self.slots.free_count

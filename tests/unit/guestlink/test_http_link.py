@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firebrick.guestlink.base import GuestInit, GuestSilent
-from firebrick.guestlink.http import MAX_BODY_BYTES, HttpGuestLink, decode_logs, encode_init
+from firebrick.guestlink.http import HttpGuestLink, decode_logs, encode_init
+from firebrick.guestlink.http_answer import MAX_BODY_BYTES
 from firebrick.model.ids import SandboxId, TemplateId
 from tests.support.wait import wait_for
 

@@ -39,7 +39,7 @@ _CPU_LIST = Path("/sys/devices/system/cpu")
 
 
 class ContainerRuntime:
-    """Implements runtimes.base.Runtime.
+    """Implements runtimes.base.Runtime and Freezer.
 
     Args:
         binary: runc or crun; which of them, it tells itself.
@@ -48,7 +48,7 @@ class ContainerRuntime:
     """
 
     name = RuntimeName.CONTAINER
-    capabilities: frozenset[Capability] = frozenset({Capability.USER_NAMESPACE})
+    capabilities: frozenset[Capability] = frozenset({Capability.USER_NAMESPACE, Capability.FREEZE})
 
     def __init__(
         self, *, binary: Path, state_dir: Path, instance: str, start_timeout_s: float = START_TIMEOUT_S
@@ -86,6 +86,15 @@ class ContainerRuntime:
 
     async def destroy(self, machine_id: MachineId) -> None:
         await self._machines.destroy(machine_id)
+
+    async def freeze(self, machine_id: MachineId) -> None:
+        await self._machines.freeze(machine_id)
+
+    async def thaw(self, machine_id: MachineId) -> None:
+        await self._machines.thaw(machine_id)
+
+    async def reclaim(self, machine_id: MachineId) -> int:
+        return await self._machines.reclaim(machine_id)
 
     async def inspect(self, machine_id: MachineId) -> MachineStatus:
         return self._machines.status(machine_id)

@@ -69,7 +69,7 @@ _HOST_SYSCTL = Path("/proc/sys/net/core/rmem_default")
 
 
 class GvisorRuntime:
-    """Implements runtimes.base.Runtime.
+    """Implements runtimes.base.Runtime and Freezer.
 
     Args:
         runsc: the binary.
@@ -79,7 +79,7 @@ class GvisorRuntime:
     """
 
     name = RuntimeName.GVISOR
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[Capability] = frozenset({Capability.FREEZE, Capability.WRITES_INSIDE})
 
     def __init__(
         self,
@@ -137,6 +137,15 @@ class GvisorRuntime:
 
     async def destroy(self, machine_id: MachineId) -> None:
         await self._machines.destroy(machine_id)
+
+    async def freeze(self, machine_id: MachineId) -> None:
+        await self._machines.freeze(machine_id)
+
+    async def thaw(self, machine_id: MachineId) -> None:
+        await self._machines.thaw(machine_id)
+
+    async def reclaim(self, machine_id: MachineId) -> int:
+        return await self._machines.reclaim(machine_id)
 
     async def inspect(self, machine_id: MachineId) -> MachineStatus:
         return self._machines.status(machine_id)

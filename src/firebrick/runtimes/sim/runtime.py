@@ -25,6 +25,7 @@ class SimMachine:
     pid: int
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: MachineExit | None = None
+    is_frozen: bool = False
     cpu_ns: int = 0
     memory_bytes: int = IDLE_MEMORY_BYTES
 
@@ -39,6 +40,7 @@ class SimRuntime:
         self._failures: set[tuple[str, int]] = set()
         self.machines: dict[MachineId, SimMachine] = {}
         self.delay_s: dict[str, float] = {}
+        self.offered = frozenset({Capability.FREEZE})
 
     @property
     def name(self) -> RuntimeName:
@@ -46,7 +48,7 @@ class SimRuntime:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset()
+        return self.offered
 
     def fail(self, method: str, *, nth: int = 1) -> None:
         """Make the `nth` call of `method` from now on (1: the next) raise RuntimeFailed, before any effect."""
@@ -69,6 +71,23 @@ class SimRuntime:
         machine = self.machines.pop(machine_id, None)
         if machine is not None:
             self._end(machine, ExitCause.DESTROYED, None)
+
+    async def freeze(self, machine_id: MachineId) -> None:
+        await self._step("freeze", machine_id)
+        self._living(machine_id).is_frozen = True
+
+    async def thaw(self, machine_id: MachineId) -> None:
+        await self._step("thaw", machine_id)
+        self._living(machine_id).is_frozen = False
+
+    async def reclaim(self, machine_id: MachineId) -> int:
+        return 0
+
+    def _living(self, machine_id: MachineId) -> SimMachine:
+        machine = self.machines.get(machine_id)
+        if machine is None or machine.exit is not None:
+            raise RuntimeFailed(f"The simulated machine {machine_id} does not run.")
+        return machine
 
     async def inspect(self, machine_id: MachineId) -> MachineStatus:
         machine = self.machines.get(machine_id)

@@ -1,0 +1,305 @@
+"""Snapshots on this node: the disk of a sandbox at one moment, from which others start.
+
+    making/<id>/ ── rename ──▶ disks/<id>/ {snapshot.json, disk} ── behind the answer ──▶ chunks + manifest
+                                   └── unused for an hour: the disk file goes; chunks bring it back when it is wanted
+
+A snapshot is answered for when its disk lies flushed on this node, and is called stored when its manifest is written.
+Forks are made from the local file and never wait for chunks. What a rename has not finished is removed by `open`, which
+also goes on with what was not stored yet.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from firebrick.blobs.base import BlobMissing
+from firebrick.blobs.chunks import ChunkStore
+from firebrick.blobs.local import LocalBlobs
+from firebrick.log import get_log
+from firebrick.model.errors import FirebrickError, Internal, Invalid, NoCapacity, NotFound
+from firebrick.model.ids import BuildId, SnapshotId, is_snapshot_id
+from firebrick.model.machine import RuntimeName
+from firebrick.node.drivers import NodeDrivers
+from firebrick.node.machine import DiskSource
+from firebrick.node.records import MachineRecord, flush_directory, from_us, to_us
+from firebrick.node.task_owner import TaskOwner
+from firebrick.rpc.node_api import NodeSnapshot, StartSandbox
+from firebrick.runtimes.base import Capability
+
+STORE_DELAY_S = 3.0
+"""A fork deletes its private snapshot when its last sandbox runs; storing that would be work for nothing."""
+
+RETRY_S = 60.0
+LOOK_S = 300.0
+LOCAL_FOR = timedelta(hours=1)
+
+log = get_log("node")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord:
+    """`stored_bytes` None: not stored yet."""
+
+    snapshot_id: SnapshotId
+    build_id: BuildId
+    runtime: RuntimeName
+    disk_mib: int
+    disk_bytes: int
+    created_at: datetime
+    stored_bytes: int | None = None
+
+
+class Snapshots:
+    """All of one node. `open` first, `close` last."""
+
+    def __init__(self, node_dir: Path, drivers: NodeDrivers) -> None:
+        self._root = node_dir / "snapshots"
+        self._drivers = drivers
+        self._blobs = LocalBlobs(node_dir / "blobs")
+        self._chunks = ChunkStore(self._blobs, drivers.clock)
+        self._records: dict[SnapshotId, SnapshotRecord] = {}
+        self._used_at: dict[SnapshotId, datetime] = {}
+        self._locks: dict[SnapshotId, asyncio.Lock] = {}
+        self._work = TaskOwner()
+
+    async def open(self) -> None:
+        """Take up what an earlier process left."""
+        await self._blobs.open()
+        await asyncio.to_thread(self._load)
+        for record in self._records.values():
+            self._used_at[record.snapshot_id] = self._drivers.clock.now()
+            if record.stored_bytes is None:
+                self._store_behind(record.snapshot_id)
+        self._work.start(self._tidy(), name="tidy snapshots")
+
+    async def close(self) -> None:
+        """What is not stored yet goes on with the next process."""
+        await self._work.close()
+
+    def list(self) -> tuple[NodeSnapshot, ...]:
+        return tuple(_described(record) for record in self._records.values())
+
+    async def make(
+        self, snapshot_id: SnapshotId, machine: MachineRecord, capture: Callable[[Path], Awaitable[object]]
+    ) -> NodeSnapshot:
+        """Make it, or answer the one that is there. `capture` writes the disk to a new file.
+
+        Raises: NoCapacity — the disk is full; whatever `capture` raises. Then nothing of it is left.
+        """
+        async with self._lock(snapshot_id):
+            if (known := self._records.get(snapshot_id)) is not None:
+                return _described(known)
+            place = self._root / "making" / snapshot_id
+            try:
+                await asyncio.to_thread(_fresh, place)
+                await capture(place / "disk")
+                if not self._writes_inside(machine.runtime):
+                    await self._drivers.rootfs.mend(place / "disk")
+                record = SnapshotRecord(
+                    snapshot_id=snapshot_id,
+                    build_id=machine.build_id,
+                    runtime=machine.runtime,
+                    disk_mib=machine.limits.disk_mib,
+                    disk_bytes=(place / "disk").stat().st_blocks * 512,
+                    created_at=self._drivers.clock.now(),
+                )
+                await asyncio.to_thread(self._commit, place, record)
+            except BaseException as exc:
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                if _is_disk_full(exc):
+                    raise NoCapacity(f"The disk of this node is too full for the snapshot {snapshot_id}.") from exc
+                if isinstance(exc, OSError):
+                    raise Internal(f"The snapshot {snapshot_id} could not be written.", detail=str(exc)) from exc
+                raise
+            self._records[snapshot_id] = record
+            self._used_at[snapshot_id] = record.created_at
+        self._store_behind(snapshot_id)
+        return _described(record)
+
+    async def start_from(self, snapshot_id: SnapshotId, request: StartSandbox) -> tuple[StartSandbox, DiskSource]:
+        """What a machine begins with to start as this snapshot, and the request that fits it.
+
+        Raises: NotFound; Invalid — another runtime was asked for; DamagedBlob — it cannot be read any more.
+        """
+        record = self._records.get(snapshot_id)
+        if record is None:
+            raise NotFound(f"The snapshot {snapshot_id} is not on this node.")
+        if request.runtime not in (None, record.runtime):
+            raise Invalid(
+                f"The snapshot was made on the runtime '{record.runtime}' and does not start on '{request.runtime}'."
+            )
+        async with self._lock(snapshot_id):
+            self._used_at[snapshot_id] = self._drivers.clock.now()
+            await self._bring_back(record)
+        limits = replace(request.limits, disk_mib=record.disk_mib)
+        request = replace(request, build_id=record.build_id, runtime=record.runtime, limits=limits)
+        return request, DiskSource(path=self._disk(snapshot_id))
+
+    async def delete(self, snapshot_id: SnapshotId) -> bool:
+        """False when it is not here. Raises FirebrickError; then it may be repeated."""
+        async with self._lock(snapshot_id):
+            if snapshot_id not in self._records:
+                return False
+            # NOTE: the manifest first: without it and with the record it is stored again, the other way round it
+            # would be nobody's.
+            await self._chunks.delete(snapshot_id)
+            await asyncio.to_thread(shutil.rmtree, self._root / "disks" / snapshot_id)
+            del self._records[snapshot_id]
+            self._used_at.pop(snapshot_id, None)
+        self._locks.pop(snapshot_id, None)
+        return True
+
+    def _store_behind(self, snapshot_id: SnapshotId) -> None:
+        self._work.start(self._store(snapshot_id), name=f"store snapshot {snapshot_id}")
+
+    async def _store(self, snapshot_id: SnapshotId) -> None:
+        """Until it is stored or deleted."""
+        pause_s = STORE_DELAY_S
+        while True:
+            await self._drivers.clock.sleep(pause_s)
+            try:
+                async with self._lock(snapshot_id):
+                    record = self._records.get(snapshot_id)
+                    if record is None or record.stored_bytes is not None:
+                        return
+                    about = {"snapshot": json.loads(encode_record(record))}
+                    manifest = await self._chunks.save(snapshot_id, self._disk(snapshot_id), about)
+                    stored = replace(record, stored_bytes=manifest.stored_bytes)
+                    await asyncio.to_thread(_write_record, self._root / "disks" / snapshot_id, stored)
+                    self._records[snapshot_id] = stored
+                log.info("snapshot.stored", snapshot_id=snapshot_id, stored_bytes=manifest.stored_bytes)
+                return
+            except (FirebrickError, OSError, ExceptionGroup) as exc:
+                # It is safe on this disk as it is; a full store may have room later.
+                log.warning("snapshot.not_stored", snapshot_id=snapshot_id, reason=repr(exc), retry_s=RETRY_S)
+            pause_s = RETRY_S
+
+    async def _tidy(self) -> None:
+        """Now and then: drop local files that nobody needs, and chunks that no snapshot names."""
+        while True:
+            await self._drivers.clock.sleep(LOOK_S)
+            try:
+                for snapshot_id, used_at in list(self._used_at.items()):
+                    if self._drivers.clock.now() - used_at > LOCAL_FOR:
+                        await self._drop_local(snapshot_id)
+                freed_bytes = await self._chunks.sweep()
+                if freed_bytes:
+                    log.info("snapshot.swept", freed_bytes=freed_bytes)
+            except (FirebrickError, OSError) as exc:
+                log.warning("snapshot.tidy_failed", reason=repr(exc))
+
+    async def _drop_local(self, snapshot_id: SnapshotId) -> None:
+        async with self._lock(snapshot_id):
+            record = self._records.get(snapshot_id)
+            if record is not None and record.stored_bytes is not None:
+                await asyncio.to_thread(self._disk(snapshot_id).unlink, missing_ok=True)
+
+    async def _bring_back(self, record: SnapshotRecord) -> None:
+        disk = self._disk(record.snapshot_id)
+        if disk.exists():
+            return
+        draft = disk.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        try:
+            await self._chunks.load(record.snapshot_id, draft)
+        except BlobMissing as exc:
+            raise NotFound(f"The snapshot {record.snapshot_id} is not on this node any more.") from exc
+        draft.rename(disk)
+
+    def _commit(self, place: Path, record: SnapshotRecord) -> None:
+        _write_record(place, record)
+        place.rename(self._root / "disks" / record.snapshot_id)
+        flush_directory(self._root / "disks")
+
+    def _load(self) -> None:
+        for name in ("making", "disks"):
+            (self._root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in (self._root / "making").iterdir():
+            shutil.rmtree(left)
+        for directory in (self._root / "disks").iterdir():
+            try:
+                record = decode_record((directory / "snapshot.json").read_text())
+                if not is_snapshot_id(directory.name) or record.snapshot_id != directory.name:
+                    raise ValueError("the record is another snapshot's")
+                self._records[record.snapshot_id] = record
+            except (OSError, ValueError, KeyError, TypeError) as exc:
+                # What a deletion left, most likely; it is never removed by guess.
+                log.warning("snapshot.unreadable", directory=str(directory), reason=repr(exc))
+
+    def _disk(self, snapshot_id: SnapshotId) -> Path:
+        return self._root / "disks" / snapshot_id / "disk"
+
+    def _lock(self, snapshot_id: SnapshotId) -> asyncio.Lock:
+        return self._locks.setdefault(snapshot_id, asyncio.Lock())
+
+    def _writes_inside(self, name: RuntimeName) -> bool:
+        return Capability.WRITES_INSIDE in self._drivers.runtimes[name].capabilities
+
+
+def _described(record: SnapshotRecord) -> NodeSnapshot:
+    return NodeSnapshot(
+        snapshot_id=record.snapshot_id,
+        build_id=record.build_id,
+        runtime=record.runtime,
+        keeps_memory=False,
+        disk_bytes=record.disk_bytes,
+        stored_bytes=record.stored_bytes,
+        created_at=record.created_at,
+    )
+
+
+def _is_disk_full(failure: BaseException | None) -> bool:
+    while failure is not None:
+        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        failure = failure.__cause__
+    return False
+
+
+def _fresh(place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(mode=0o700, parents=True)
+
+
+def _write_record(directory: Path, record: SnapshotRecord) -> None:
+    draft = directory / "snapshot.json.new"
+    with draft.open("w") as file:
+        file.write(encode_record(record))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(directory / "snapshot.json")
+    flush_directory(directory)
+
+
+def encode_record(record: SnapshotRecord) -> str:
+    return json.dumps(
+        {
+            "snapshot_id": record.snapshot_id,
+            "build_id": record.build_id,
+            "runtime": record.runtime,
+            "disk_mib": record.disk_mib,
+            "disk_bytes": record.disk_bytes,
+            "created_at_us": to_us(record.created_at),
+            "stored_bytes": record.stored_bytes,
+        }
+    )
+
+
+def decode_record(text: str) -> SnapshotRecord:
+    """Raises ValueError, KeyError or TypeError for anything but a whole record."""
+    raw = json.loads(text)
+    return SnapshotRecord(
+        snapshot_id=SnapshotId(raw["snapshot_id"]),
+        build_id=BuildId(raw["build_id"]),
+        runtime=RuntimeName(raw["runtime"]),
+        disk_mib=raw["disk_mib"],
+        disk_bytes=raw["disk_bytes"],
+        created_at=from_us(raw["created_at_us"]),
+        stored_bytes=raw["stored_bytes"],
+    )

@@ -1,0 +1,227 @@
+"""What the chunk store promises over any blob store: whole files, deltas, safe sweeps, damage that is named."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from firebrick.blobs.base import BlobInfo, BlobMissing, BlobsFailed, BlobStore
+from firebrick.blobs.chunks import CHUNK_BYTES, ChunkStore, DamagedBlob
+from firebrick.blobs.local import LocalBlobs
+from tests.support.manual_clock import ManualClock
+
+HOUR = timedelta(hours=1)
+
+
+class BlobsInMemory:
+    """A store without files, renames or fsync: what S3 promises."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.blobs: dict[str, tuple[bytes, datetime]] = {}
+        self.refuses_manifests = False
+
+    async def put(self, key: str, data: bytes) -> None:
+        if self.refuses_manifests and key.startswith("manifests/"):
+            raise BlobsFailed("told to fail")
+        self.blobs[key] = (data, self._clock.now())
+
+    async def flush(self) -> None:
+        await asyncio.sleep(0)
+
+    async def get(self, key: str) -> bytes:
+        if key not in self.blobs:
+            raise BlobMissing(key)
+        return self.blobs[key][0]
+
+    async def find(self, key: str) -> BlobInfo | None:
+        found = self.blobs.get(key)
+        return None if found is None else BlobInfo(key=key, size_bytes=len(found[0]), modified_at=found[1])
+
+    async def list(self, prefix: str) -> AsyncIterator[BlobInfo]:
+        await asyncio.sleep(0)
+        for key in [key for key in self.blobs if key.startswith(prefix)]:
+            if (info := await self.find(key)) is not None:
+                yield info
+
+    async def delete(self, key: str) -> None:
+        self.blobs.pop(key, None)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(datetime.now(UTC))
+
+
+@pytest.fixture(params=["local", "memory"])
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> BlobStore:
+    if request.param == "memory":
+        return BlobsInMemory(clock)
+    local = LocalBlobs(tmp_path / "blobs")
+    await local.open()
+    return local
+
+
+@pytest.fixture
+def chunks(blobs: BlobStore, clock: ManualClock) -> ChunkStore:
+    return ChunkStore(blobs, clock, grace=HOUR)
+
+
+def write_sparse(path: Path, size_bytes: int, parts: dict[int, bytes]) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+        for offset, data in parts.items():
+            file.seek(offset)
+            file.write(data)
+    return path
+
+
+async def keys(blobs: BlobStore, prefix: str) -> set[str]:
+    return {info.key async for info in blobs.list(prefix)}
+
+
+async def test_a_blob_is_what_was_put_last(blobs: BlobStore) -> None:
+    """Put, replace, find, list by prefix, delete twice; what is missing is told as missing."""
+    await blobs.put("a/one", b"1")
+    await blobs.put("a/one", b"22")
+    await blobs.put("ab/two", b"3")
+    await blobs.flush()
+    found = await blobs.find("a/one")
+    assert (await blobs.get("a/one"), found and found.size_bytes) == (b"22", 2)
+    assert (await keys(blobs, "a/"), await keys(blobs, "")) == ({"a/one"}, {"a/one", "ab/two"})
+    await blobs.delete("a/one")
+    await blobs.delete("a/one")
+    assert await blobs.find("a/one") is None
+    with pytest.raises(BlobMissing):
+        await blobs.get("a/one")
+
+
+@pytest.mark.parametrize("key", ["../up", "/root", "a//b", "", "A", "a/../b", ".drafts/x"])
+async def test_a_key_cannot_leave_its_store(tmp_path: Path, key: str) -> None:
+    """A key names a file below the store and nothing else."""
+    local = LocalBlobs(tmp_path / "blobs")
+    await local.open()
+    with pytest.raises(BlobsFailed):
+        await local.put(key, b"")
+
+
+async def test_a_file_comes_back_with_its_holes(chunks: ChunkStore, tmp_path: Path) -> None:
+    """Bytes, size and holes; also with data across the borders of chunks, and an end within one."""
+    parts = {5 * CHUNK_BYTES - 10: os.urandom(20), 9 * CHUNK_BYTES: b"x" * 4096, 12 * CHUNK_BYTES: os.urandom(777)}
+    parts |= {index * CHUNK_BYTES: b"%d" % index for index in range(20, 40)}
+    source = write_sparse(tmp_path / "source", 41 * CHUNK_BYTES, parts)
+    saved = await chunks.save("one", source, {"of": "me"})
+    assert await chunks.load("one", tmp_path / "target") == saved == await chunks.manifest("one")
+    assert saved.about == {"of": "me"}
+    assert {chunk.index for chunk in saved.chunks} == {4, 5, 9, 12, *range(20, 40)}
+    assert (tmp_path / "target").read_bytes() == source.read_bytes(), "another file came back"
+    assert (tmp_path / "target").stat().st_blocks * 512 <= 24 * CHUNK_BYTES
+
+
+async def test_an_empty_file_is_a_file(chunks: ChunkStore, tmp_path: Path) -> None:
+    """No bytes, and nothing but a hole."""
+    for name, size_bytes in (("none", 0), ("hole", 3 * CHUNK_BYTES)):
+        await chunks.save(name, write_sparse(tmp_path / name, size_bytes, {}), {})
+        await chunks.load(name, tmp_path / f"{name}-back")
+        assert (tmp_path / f"{name}-back").stat().st_size == size_bytes
+
+
+async def test_what_is_there_is_not_stored_again(chunks: ChunkStore, blobs: BlobStore, tmp_path: Path) -> None:
+    """A second file costs what differs, whatever it descends from."""
+    first, second, third = os.urandom(CHUNK_BYTES), os.urandom(CHUNK_BYTES), os.urandom(CHUNK_BYTES)
+    await chunks.save("one", write_sparse(tmp_path / "one", 0, {0: first + second}), {})
+    delta = await chunks.save("two", write_sparse(tmp_path / "two", 0, {0: second + third}), {})
+    assert CHUNK_BYTES <= delta.stored_bytes < CHUNK_BYTES + 1000
+    assert len(await keys(blobs, "chunks/")) == 3
+    assert (await chunks.save("three", tmp_path / "two", {})).stored_bytes == 0
+
+
+async def test_a_damaged_chunk_is_found_and_named(chunks: ChunkStore, blobs: BlobStore, tmp_path: Path) -> None:
+    """Changed, cut off or gone: the read fails with the chunk's name and leaves no half file."""
+    data = os.urandom(CHUNK_BYTES)
+    saved = await chunks.save("one", write_sparse(tmp_path / "one", 0, {0: data}), {})
+    key = saved.chunks[0].key
+    good = await blobs.get(key)
+    for bad in (good[:-1] + bytes([good[-1] ^ 1]), good[: len(good) // 2], b"", None):
+        if bad is None:
+            await blobs.delete(key)
+        else:
+            await blobs.put(key, bad)
+        with pytest.raises(DamagedBlob, match=hashlib.sha256(data).hexdigest()):
+            await chunks.load("one", tmp_path / "target")
+        assert not (tmp_path / "target").exists()
+
+
+async def test_a_damaged_manifest_is_found_and_stops_the_sweep(
+    chunks: ChunkStore, blobs: BlobStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    """What it names is not known, so nothing is deleted."""
+    await chunks.save("one", write_sparse(tmp_path / "one", 0, {0: b"data"}), {})
+    good = await blobs.get("manifests/one")
+    await blobs.put("manifests/one", good.replace(b'"chunks": [[0', b'"chunks": [[1'))
+    clock.advance(7200)
+    for failing in (chunks.manifest("one"), chunks.load("one", tmp_path / "target"), chunks.sweep()):
+        with pytest.raises(DamagedBlob, match="'one'"):
+            await failing
+    assert len(await keys(blobs, "chunks/")) == 1
+
+
+async def test_a_sweep_takes_what_no_manifest_names(
+    chunks: ChunkStore, blobs: BlobStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    """A shared chunk stays with the last that names it; young ones wait for the end of their grace."""
+    shared, own = os.urandom(CHUNK_BYTES), os.urandom(CHUNK_BYTES)
+    await chunks.save("one", write_sparse(tmp_path / "one", 0, {0: shared + own}), {})
+    await chunks.save("two", write_sparse(tmp_path / "two", 0, {0: shared}), {})
+    await chunks.delete("one")
+    assert await chunks.sweep() == 0
+    clock.advance(7200)
+    assert await chunks.sweep() > CHUNK_BYTES // 2
+    await chunks.load("two", tmp_path / "back")
+    await chunks.delete("two")
+    await chunks.sweep()
+    assert await keys(blobs, "") == set()
+
+
+async def test_a_sweep_beside_a_save_takes_nothing_of_it(
+    chunks: ChunkStore, blobs: BlobStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    """Sweeps at every moment of a save that uses old, forgotten chunks again: what is saved can be loaded."""
+    source = write_sparse(tmp_path / "one", 0, {0: os.urandom(12 * CHUNK_BYTES)})
+    await chunks.save("old", source, {})
+    await chunks.delete("old")
+    clock.advance(7200)
+    saving = asyncio.ensure_future(chunks.save("new", source, {}))
+    while not saving.done():
+        await chunks.sweep()
+    await saving
+    await chunks.sweep()
+    await chunks.load("new", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes(), "another file came back"
+
+
+async def test_a_save_that_fails_leaves_no_manifest(clock: ManualClock, tmp_path: Path) -> None:
+    """The manifest is written last; without it nothing is promised, and the sweep takes the rest."""
+    blobs = BlobsInMemory(clock)
+    chunks = ChunkStore(blobs, clock, grace=HOUR)
+    blobs.refuses_manifests = True
+    with pytest.raises(BlobsFailed):
+        await chunks.save("one", write_sparse(tmp_path / "one", 0, {0: b"data"}), {})
+    assert await chunks.names() == []
+    clock.advance(7200)
+    assert await chunks.sweep() > 0
+    assert blobs.blobs == {}
+
+
+async def test_drafts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    """What was not renamed was never there."""
+    (tmp_path / "blobs" / ".drafts").mkdir(parents=True)
+    (tmp_path / "blobs" / ".drafts" / "half").write_bytes(b"x")
+    local = LocalBlobs(tmp_path / "blobs")
+    await local.open()
+    assert await keys(local, "") == set()
+    assert list((tmp_path / "blobs" / ".drafts").iterdir()) == []
