@@ -10,6 +10,7 @@ from firebrick_guest.connect import (
     serve_stream,
     serve_unary,
 )
+from firebrick_guest.disk import DiskRoutes
 from firebrick_guest.errors import ConnectError, HttpError
 from firebrick_guest.files import FileRoutes
 from firebrick_guest.filesystem_rpc import FilesystemService
@@ -19,6 +20,7 @@ from firebrick_guest.init import InitRoute
 from firebrick_guest.logs import EventLog
 from firebrick_guest.metrics import Metrics
 from firebrick_guest.process_rpc import ProcessService
+from firebrick_guest.quiet import Quiet
 from firebrick_guest.settings import Settings
 from firebrick_guest.watch_rpc import WatchService
 from firebrick_guest.watching import Watches
@@ -58,7 +60,12 @@ class Routes:
             "/filesystem.Filesystem/WatchDir": watching.watch,
         }
         self.client_streams: dict[str, ClientStreamHandler] = {"/process.Process/StreamInput": processes.stream_input}
-        self.control = {("POST", "/init"), ("GET", "/firebrick/logs")}
+        self._quiet = Quiet()
+        self._disk = DiskRoutes(self._quiet)
+        self.control = {
+            ("POST", "/init"), ("GET", "/firebrick/logs"), ("POST", "/firebrick/go-on"),
+            ("GET", "/firebrick/disk"), ("PUT", "/firebrick/disk"),
+        }  # fmt: skip
         self.plain = {("GET", "/metrics"), ("GET", "/envs"), ("GET", "/files"), ("POST", "/files")}
 
     async def serve(self, exchange: Exchange) -> None:
@@ -84,8 +91,15 @@ class Routes:
             raise HttpError(500, "the guest agent failed to handle the request", close=True) from exc
 
     async def _serve_control(self, exchange: Exchange) -> None:
-        if exchange.head.path == "/init":
+        method, path = exchange.head.method, exchange.head.path
+        if path == "/init":
             await self._init.serve(exchange)
+            self._quiet.go_on()
+        elif path == "/firebrick/go-on":
+            self._quiet.go_on()
+            exchange.answer(204)
+        elif path == "/firebrick/disk":
+            await (self._disk.export(exchange) if method == "GET" else self._disk.take(exchange))
         else:
             since, limit = _count(exchange, "since", 0), _count(exchange, "limit", MAX_LOG_COUNT)
             exchange.answer_json(200, self._log.read(since, min(limit, MAX_LOG_COUNT)))
