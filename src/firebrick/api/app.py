@@ -23,6 +23,7 @@ from firebrick.api import (
 from firebrick.api.errors import install_error_handlers
 from firebrick.api.request_context import RequestContext
 from firebrick.api.telemetry import Telemetry
+from firebrick.api.wire import ListedBytes
 from firebrick.control.plane import ControlPlane
 
 EXPOSED_HEADERS = ("X-Next-Token", "X-Total-Running", "X-Request-Id", "Should-Retry", "Retry-After")
@@ -68,6 +69,7 @@ def _build() -> FastAPI:
         redirect_slashes=False,
     )
     app.state.telemetry = Telemetry()
+    app.state.listed = ListedBytes()
     # NOTE: fixed paths such as /sandboxes/metrics come before /sandboxes/{sandboxID}: the first match wins.
     # `snapshots` is last: a snapshot's id has a slash, so its path takes what nothing else took.
     for router in (

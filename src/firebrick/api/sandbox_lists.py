@@ -3,18 +3,25 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query, Request
 from fastapi.responses import Response
 
 from firebrick.api import schemas
 from firebrick.api.parameters import as_utc, parse_metadata_filter, parse_states, parse_template_filter
 from firebrick.api.route import ControlOf, TeamOf, authenticated_router
-from firebrick.api.wire import answer_listed, wire_listed
+from firebrick.api.wire import ListedBytes
 from firebrick.control.listing import SandboxFilter
 from firebrick.model.sandbox import SandboxState
 
 router = authenticated_router("sandboxes")
 
+
+async def _listed(request: Request) -> ListedBytes:
+    listed: ListedBytes = request.app.state.listed
+    return listed
+
+
+ListedOf = Annotated[ListedBytes, Depends(_listed)]
 V1_LIMIT = 10_000
 """The old list has no pages; a team's quota bounds it long before this."""
 
@@ -23,6 +30,7 @@ V1_LIMIT = 10_000
 async def list_sandboxes_v2(
     control: ControlOf,
     team: TeamOf,
+    listed: ListedOf,
     metadata: str | None = None,
     state: str | None = None,
     order: Literal["asc", "desc"] = "desc",
@@ -45,11 +53,11 @@ async def list_sandboxes_v2(
     headers = {"X-Total-Running": str(listing.running_count)}
     if listing.next_token is not None:
         headers["X-Next-Token"] = listing.next_token
-    return answer_listed([wire_listed(sandbox) for sandbox in listing.sandboxes], headers)
+    return listed.answer(listing.sandboxes, headers)
 
 
 @router.get("/sandboxes", response_model=list[schemas.ListedSandbox])
-async def list_sandboxes(control: ControlOf, team: TeamOf, metadata: str | None = None) -> Response:
+async def list_sandboxes(control: ControlOf, team: TeamOf, listed: ListedOf, metadata: str | None = None) -> Response:
     """The team's running sandboxes, all at once, as older clients ask for them."""
     wanted = SandboxFilter(
         team_id=team.team_id,
@@ -58,4 +66,4 @@ async def list_sandboxes(control: ControlOf, team: TeamOf, metadata: str | None 
         limit=V1_LIMIT,
     )
     listing = await control.listing.list_page(wanted)
-    return answer_listed([wire_listed(sandbox) for sandbox in listing.sandboxes], {})
+    return listed.answer(listing.sandboxes, {})

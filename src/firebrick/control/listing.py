@@ -36,7 +36,7 @@ class ListingService:
             wanted = replace(wanted, after=self._read(wanted, token))
         async with self._platform.database.read() as tx:
             page = await sandbox_list_page(tx, wanted, self._known)
-        self._remember(page.sandboxes)
+        self._remember(page.read)
         next_token = self._write(wanted, page.sandboxes[-1]) if page.has_more else None
         return Listing(sandboxes=page.sandboxes, next_token=next_token, running_count=page.running_count)
 

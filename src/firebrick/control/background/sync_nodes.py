@@ -79,10 +79,12 @@ class SyncNodes:
             before = await sandbox_list_in_states(tx, (SandboxState.RUNNING, SandboxState.PAUSED))
             before += await sandbox_list_bin(tx)
         listed = {item.sandbox_id: item for item in await platform.nodes.client(node_id).list_sandboxes()}
-        # NOTE: and read again after: every listed sandbox had its row before it was started.
-        async with platform.database.read() as tx:
-            rows: dict[SandboxId, Sandbox | None] = dict(await sandbox_fetch_many(tx, listed))
-        rows |= {row.sandbox_id: row for row in before if row.node_id == node_id and row.sandbox_id not in listed}
+        rows = {row.sandbox_id: row for row in before if row.node_id == node_id or row.sandbox_id in listed}
+        # NOTE: and the others after: every listed sandbox had its row before it was started.
+        others = [sandbox_id for sandbox_id in listed if sandbox_id not in rows]
+        if others:
+            async with platform.database.read() as tx:
+                rows |= await sandbox_fetch_many(tx, others)
         found: dict[Suspect, tuple[Sandbox | None, NodeSandbox | None]] = {}
         for sandbox_id in {**listed, **rows}:
             row, item = rows.get(sandbox_id), listed.get(sandbox_id)
