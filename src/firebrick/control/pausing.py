@@ -29,10 +29,17 @@ class PauseService:
     async def pause(self, team_id: TeamId, sandbox_id: SandboxId, *, keep_memory: bool) -> Sandbox:
         """Pause it; its node holds it when this returns, with its memory only if that was asked for and can be had.
 
+        One that is being paused already is waited for: a client that repeats a request whose answer it lost must not be
+        told that there was nothing to do.
+
         Raises: NotFound; WrongState — it is not running; Unavailable, DeadlineExceeded — the pause goes on behind;
             Internal — its node cannot pause it, so it runs on.
         """
-        await self._sandboxes.fetch(team_id, sandbox_id)
+        sandbox = await self._sandboxes.fetch(team_id, sandbox_id)
+        if sandbox.state is SandboxState.PAUSING:
+            sandbox = await self._wait_settled(team_id, sandbox_id)
+            if sandbox.state is SandboxState.PAUSED:
+                return sandbox
         with bound(sandbox_id=sandbox_id):
             return await pause_sandbox(
                 SandboxPause(platform=self._platform, sandbox_id=sandbox_id, keep_memory=keep_memory)
@@ -123,6 +130,16 @@ class PauseService:
         if row is None or row.team_id != team_id or row.state is SandboxState.CREATING:
             raise not_found(sandbox_id)
         return await recover_sandbox(self._platform, sandbox_id)
+
+    async def _wait_settled(self, team_id: TeamId, sandbox_id: SandboxId) -> Sandbox:
+        """The sandbox when its pause or resume is done, or as it is after SETTLE_TIMEOUT_S."""
+        deadline_s = self._platform.clock.monotonic_s() + SETTLE_TIMEOUT_S
+        while True:
+            sandbox = await self._sandboxes.fetch(team_id, sandbox_id)
+            is_between = sandbox.state in (SandboxState.PAUSING, SandboxState.RESUMING)
+            if not is_between or self._platform.clock.monotonic_s() > deadline_s:
+                return sandbox
+            await self._platform.clock.sleep(SETTLE_POLL_S)
 
     async def _resume(self, sandbox: Sandbox, timeout_s: int, keep_memory: bool) -> Sandbox:
         with bound(sandbox_id=sandbox.sandbox_id):

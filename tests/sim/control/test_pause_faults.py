@@ -1,6 +1,7 @@
 """Every step of pause, resume, snapshot, fork and the grace bin: failed before and after its effect, repeated, and cut
 off by the death of the control plane. Afterwards nothing that was there is lost, and nothing is without an owner."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -253,3 +254,26 @@ async def test_a_node_that_is_away_loses_no_pause(running: Running) -> None:
     running.world.node.come_back()
     await settle(running)
     assert (await running.row(sandbox.sandbox_id)).state is SandboxState.PAUSED
+
+
+async def test_a_repeated_pause_joins_the_first(running: Running) -> None:
+    """A client that asks again while the pause is under way gets the pause, not a refusal."""
+    sandbox = await running.create()
+
+    def lose() -> None:
+        running.world.node.before.pop("pause_sandbox")
+        raise Unavailable("lost")
+
+    running.world.node.before["pause_sandbox"] = lose
+    pause = running.control.pausing.pause
+    with pytest.raises(Unavailable, match="lost"):
+        await pause(running.team.team_id, sandbox.sandbox_id, keep_memory=True)
+    assert (await running.row(sandbox.sandbox_id)).state is SandboxState.PAUSING
+    task = asyncio.ensure_future(pause(running.team.team_id, sandbox.sandbox_id, keep_memory=True))
+
+    def is_done() -> bool:
+        running.world.clock.advance(0.05)
+        return task.done()
+
+    await wait_for(is_done)
+    assert (await task).state is SandboxState.PAUSED
