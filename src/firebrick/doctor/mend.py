@@ -1,5 +1,6 @@
 """Install what the doctor found missing, or say exactly how."""
 
+import contextlib
 import os
 import shlex
 
@@ -33,7 +34,8 @@ async def mend(report: Report, *, run_them: bool) -> list[str]:
     if run_them and os.geteuid() == 0:
         await _install(install)
         for argv in others:
-            await run(argv, check=False)
+            with contextlib.suppress(CommandFailed):
+                await run(argv, check=False)
     return [shlex.join(argv) for argv in [*install, *others]]
 
 

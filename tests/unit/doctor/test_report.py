@@ -74,3 +74,9 @@ async def test_mending_is_one_apt_call() -> None:
         "apt-get install --yes --no-install-recommends a b",
         "sysctl -w x=1",
     ]
+
+
+async def test_a_mend_whose_program_is_missing_stops_nothing() -> None:
+    """A minimal machine has no modprobe; its probe stays as it is, and the rest goes on."""
+    report = Report(results=(result("x", ProbeStatus.WARN, mend=(("firebrick-no-such-program", "y"),)),), wanted="auto")
+    assert await mend(report, run_them=True) == ["firebrick-no-such-program y"]
