@@ -16,6 +16,8 @@ READ_AHEAD_BYTES = 256 * 1024
 WRITE_AHEAD_BYTES = 256 * 1024
 PIECE_BYTES = 256 * 1024
 MAX_CONNECTIONS = 2000
+# The guest itself may not take them all: the rest is for those who come from outside.
+MAX_OWN_CONNECTIONS = 1500
 # A head or a piece of a body that is this late will not come: without a limit, a thousand idle sockets of a
 # port scanner would hold their memory for the life of the sandbox.
 HEAD_TIMEOUT_S = 30.0
@@ -209,16 +211,22 @@ class Connection(asyncio.Protocol):
         self._is_lost = False
         self._is_half_closed = False
         self.probe = b""
+        self._is_own = False
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
-        if len(self._server.connections) >= MAX_CONNECTIONS:
+        server = self._server
+        own = transport.get_extra_info("peername")[0] == transport.get_extra_info("sockname")[0]
+        if len(server.connections) >= MAX_CONNECTIONS or (own and server.own_count >= MAX_OWN_CONNECTIONS):
+            server.refused()
             transport.abort()
             return
-        self._server.connections.add(self)
+        self._is_own = own
+        server.own_count += own
+        server.connections.add(self)
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
@@ -314,6 +322,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         finally:
             self._server.connections.discard(self)
+            self._server.own_count -= self._is_own
             self.transport.close()
 
     async def _one(self, exchange: Exchange) -> bool:
@@ -375,8 +384,10 @@ class Connection(asyncio.Protocol):
 class HttpServer:
     """Listens, and owns every connection and its task."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, refused: Callable[[], None]) -> None:
         self.handler = handler
+        self.refused = refused
+        self.own_count = 0
         self.connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
 

@@ -25,6 +25,7 @@ from firebrick_guest.users import User
 TIOCSCTTY = 0x540E
 UNCHANGED = -1
 _SETRESUID, _SETRESGID, _SETGROUPS = {"x86_64": (117, 119, 116), "aarch64": (147, 149, 159)}[os.uname().machine]
+_LIMITED = (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
 _RESET_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -164,13 +165,16 @@ def _explain(failure: Failure, launch: Launch, stderr: int) -> int:
 
 @contextmanager
 def _limited(limits: tuple[int, int]) -> Iterator[None]:
-    """The agent may have many descriptors open; what it starts gets the limit that the agent came with."""
-    ours = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[0], ours[1]))
+    """The agent may have many descriptors open and start a process where others may not; what it starts may have
+    `limits`: open files, and processes of its user."""
+    ours = [resource.getrlimit(kind) for kind in _LIMITED]
     try:
+        for kind, soft, (_, hard) in zip(_LIMITED, limits, ours, strict=True):
+            resource.setrlimit(kind, (soft, hard))
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, ours)
+        for kind, own in zip(_LIMITED, ours, strict=True):
+            resource.setrlimit(kind, own)
 
 
 @contextmanager
@@ -216,8 +220,8 @@ def _become(launch: Launch, limits: tuple[int, int], descriptors: tuple[int, int
         for target, descriptor in enumerate(descriptors):
             os.dup2(descriptor, target)
         ioctl(0, TIOCSCTTY, 0)
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[0], hard))
+        for kind, soft in zip(_LIMITED, limits, strict=True):
+            resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
         if os.geteuid() == 0:
             os.setgroups(launch.user.groups)
             os.setgid(launch.user.gid)

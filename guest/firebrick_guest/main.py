@@ -8,6 +8,7 @@ import signal
 import sys
 
 from firebrick_guest.http import HttpServer
+from firebrick_guest.limits import LimitWatch, process_soft_limit
 from firebrick_guest.logs import EventLog
 from firebrick_guest.process_rpc import ProcessService
 from firebrick_guest.reaper import Reaper
@@ -16,9 +17,14 @@ from firebrick_guest.settings import Settings
 from firebrick_guest.sudo_door import SudoDoor
 from firebrick_guest.users import Accounts
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from firebrick_guest.guard import MemoryGuard
+
 DEFAULT_PORT = 49983
 TOKEN_VARIABLE = "FIREBRICK_CONTROL_TOKEN"
 PORT_VARIABLE = "FIREBRICK_AGENT_PORT"
+GUARD_VARIABLE = "FIREBRICK_MEMORY_GUARD_BYTES"
 HOST_VARIABLE = "FIREBRICK_AGENT_HOST"
 SUDO_VARIABLE = "FIREBRICK_SUDO_SOCKET"
 """Set where the runtime ignores setuid programs: the name that our `sudo` is told to ask at."""
@@ -34,14 +40,17 @@ async def serve(control_token: str, host: str, port: int) -> None:
     settings = Settings(control_token, Accounts(), os.environ.get("PATH", ""))
     reaper = Reaper()
     reaper.open()
-    limits = _raise_descriptor_limit()
-    processes = ProcessService(settings, reaper, log, limits)
-    door = SudoDoor(os.environ.get(SUDO_VARIABLE, ""), settings.accounts, reaper, log, limits)
+    limits = LimitWatch(log)
+    open_files_count = _raise_descriptor_limit()
+    processes = ProcessService(settings, reaper, log, limits, open_files_count)
+    usual = (open_files_count, process_soft_limit(resource.getrlimit(resource.RLIMIT_NPROC)[1], 0))
+    door = SudoDoor(os.environ.get(SUDO_VARIABLE, ""), settings.accounts, reaper, log, usual)
     door.open()
-    server = HttpServer(Routes(settings, processes, log).serve)
+    server = HttpServer(Routes(settings, processes, log, limits).serve, lambda: limits.hit("connections"))
     bound = await server.listen(host, port)
     # The host looks for /health, but whoever starts us on port 0 has only this line to learn the port from.
     print(f"firebrick-guest listening on port {bound}", flush=True)
+    guard = _guard(limits)
     # What is alive now lives as long as we do, and need not be looked at again.
     gc.freeze()
     try:
@@ -49,6 +58,8 @@ async def serve(control_token: str, host: str, port: int) -> None:
     finally:
         await server.close()
         door.close()
+        if guard:
+            guard.close()
         reaper.close()
         reaper.kill_all()
 
@@ -76,11 +87,23 @@ def _occupy_standard_descriptors() -> None:
             os.open("/dev/null", os.O_RDWR)
 
 
-def _raise_descriptor_limit() -> tuple[int, int]:
+def _raise_descriptor_limit() -> int:
     """Let us have many commands at once; the limit we came with is what they get."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft, hard
+    return soft
+
+
+def _guard(limits: LimitWatch) -> "MemoryGuard | None":
+    """Where the host asks for it, because this kernel kills nobody for memory but itself."""
+    limit = os.environ.pop(GUARD_VARIABLE, "")
+    if not limit:
+        return None
+    from firebrick_guest.guard import MemoryGuard
+
+    guard = MemoryGuard(int(limit), limits)
+    guard.start()
+    return guard
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """GET /metrics: the machine's load as seen from inside."""
 
 import os
+import resource
 import time
+
+from firebrick_guest.limits import LimitWatch, process_count
 
 MIB = 1024 * 1024
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -10,7 +13,8 @@ _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 class Metrics:
     """CPU is the share used since the last reading, or since our start."""
 
-    def __init__(self, proc: str = "/proc") -> None:
+    def __init__(self, limits: LimitWatch, proc: str = "/proc") -> None:
+        self._limits = limits
         self._proc = proc
         self._last = self._cpu_ticks()
 
@@ -29,6 +33,9 @@ class Metrics:
             "mem_used_mib": memory["mem_used"] // MIB,
             "disk_used": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
             "disk_total": disk.f_blocks * disk.f_frsize,
+            "process_count": process_count(),
+            "process_limit": resource.getrlimit(resource.RLIMIT_NPROC)[1],
+            "limit_hits": {**self._limits.counts, "memory": self._limits.memory_kill_count()},
         }
 
     def _cpu_ticks(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from firebrick_guest.connect import frame
 from firebrick_guest.errors import ConnectError
 from firebrick_guest.json_text import dump_json
+from firebrick_guest.limits import MEMORY_NOTE, LimitWatch
 from firebrick_guest.output import StreamBudget, Subscriber
 from firebrick_guest.reaper import tell_session
 from firebrick_guest.ring import Ring
@@ -44,19 +45,19 @@ SIGNAL_NAMES = {
 }
 
 
-def end_event(wait_status: int) -> dict[str, object]:
-    """How E2B tells of an end: by exit with the code, by signal with -1 and its name."""
+def end_event(wait_status: int, note: str = "") -> dict[str, object]:
+    """How E2B tells of an end: by exit with the code, by signal with -1 and its name. `note` is added to the error."""
     if os.WIFEXITED(wait_status):
         code = os.WEXITSTATUS(wait_status)
         end: dict[str, object] = {"exitCode": code, "exited": True, "status": f"exit status {code}"}
         if code:
-            end["error"] = end["status"]
+            end["error"] = f"exit status {code}{note}"
         return end
     number = os.WTERMSIG(wait_status)
     text = f"signal: {SIGNAL_NAMES.get(number, f'signal {number}')}"  # type: ignore[call-overload]
     if os.WCOREDUMP(wait_status):
         text += " (core dumped)"
-    return {"exitCode": -1, "exited": False, "status": text, "error": text}
+    return {"exitCode": -1, "exited": False, "status": text, "error": text + note}
 
 
 class Process:
@@ -69,6 +70,7 @@ class Process:
         stdin: int | None,
         outputs: dict[int, str],
         ring: Ring,
+        limits: LimitWatch,
         ended: Callable[["Process"], None],
     ) -> None:
         self.pid = pid
@@ -84,6 +86,8 @@ class Process:
         self._stdin_ready = asyncio.Event()
         self._outputs = outputs
         self._on_end = ended
+        self._limits = limits
+        self._kills_before = limits.memory_kill_count()
         self._wait_status: int | None = None
         self._gone = self._loop.create_future()
         self._is_killed = False
@@ -207,13 +211,18 @@ class Process:
         if self._is_expired:
             self.end = ConnectError("deadline_exceeded", "the command's timeout has passed; it was killed")
         else:
-            self.end = frame(dump_json({"event": {"end": end_event(self._wait_status)}}))
+            self.end = frame(dump_json({"event": {"end": end_event(self._wait_status, self._note())}}))
         self.status = str(end_event(self._wait_status)["status"])
         for subscriber in self._subscribers:
             subscriber.finish(self.end)
         self._subscribers.clear()
         self._drop_stdin()
         self._on_end(self)
+
+    def _note(self) -> str:
+        """Why it was killed, if it was for memory; a shell tells of its child's kill by 128 + 9."""
+        killed = self._wait_status in (signal.SIGKILL, (128 + signal.SIGKILL) << 8) and not self._is_killed
+        return f" ({MEMORY_NOTE})" if killed and self._limits.memory_kill_count() > self._kills_before else ""
 
     def _drain_outputs(self) -> None:
         for descriptor, kind in list(self._outputs.items()):

@@ -1,10 +1,14 @@
 """The service process.Process: start, follow, feed, signal and list commands."""
 
 import asyncio
+import errno
 import os
+import resource
 import signal
 import termios
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from firebrick_guest.auth import username
 from firebrick_guest.connect import (
@@ -19,6 +23,7 @@ from firebrick_guest.errors import ConnectError
 from firebrick_guest.http import Exchange
 from firebrick_guest.json_text import as_text, binary, dump_json, flag, number, submessage, text, text_list, text_map
 from firebrick_guest.launch import Launch, start_with_pipes, start_with_terminal
+from firebrick_guest.limits import LimitWatch, process_count, process_soft_limit
 from firebrick_guest.logs import EventLog
 from firebrick_guest.output import StreamBudget, data_frames
 from firebrick_guest.process import Process
@@ -39,13 +44,20 @@ FLUSH_S = 0.003
 KEEPALIVE_FRAME = frame(b'{"event":{"keepalive":{}}}')
 
 
+Started = TypeVar("Started")
+
+
 class ProcessService:
     """Owns every command that was started, and those that ended lately."""
 
-    def __init__(self, settings: Settings, reaper: Reaper, log: EventLog, limits: tuple[int, int]) -> None:
+    def __init__(
+        self, settings: Settings, reaper: Reaper, log: EventLog, limits: LimitWatch, open_files_count: int
+    ) -> None:
         self._settings = settings
         self._reaper = reaper
         self._limits = limits
+        self._open_files_count = open_files_count
+        self._process_limit = resource.getrlimit(resource.RLIMIT_NPROC)[1]
         self._log = log
         self._running: dict[int, Process] = {}
         # In the order of their ends, with the time when each is forgotten.
@@ -139,18 +151,18 @@ class ProcessService:
         try:
             process = self._launch(launch, info) if pty is None else self._launch_pty(launch, info, pty)
         except OSError as exc:
-            raise ConnectError("resource_exhausted", f"no process can be started: {exc.strerror}") from exc
+            raise ConnectError("resource_exhausted", f"no process can be started: {self._explain(exc)}") from exc
+        self._limits.make_expendable(process.pid)
         self._running[process.pid] = process
         self._forget(process.pid)
         self._log.add("info", "process started", pid=process.pid, cmd=argv[0], user=user.name)
         return process
 
     def _launch(self, launch: Launch, info: Message) -> Process:
-        child = start_with_pipes(launch, self._limits)
+        child = self._within_limits(lambda limits: start_with_pipes(launch, limits))
         info["pid"] = child.pid
-        process = Process(
-            child.pid, info, child.stdin, {child.stdout: "stdout", child.stderr: "stderr"}, self._ring(), self._remember
-        )
+        outputs = {child.stdout: "stdout", child.stderr: "stderr"}
+        process = Process(child.pid, info, child.stdin, outputs, Ring(self._rings), self._limits, self._remember)
         failed = child.failed_code
         self._reaper.watch(child.pid, lambda status: process.exited(status if failed is None else failed << 8))
         return process
@@ -164,19 +176,34 @@ class ProcessService:
             os.fchown(slave, launch.user.uid, -1)
             os.set_blocking(master, False)
             launch.tty = slave
-            pid = start_with_terminal(launch, self._limits)
+            pid = self._within_limits(lambda limits: start_with_terminal(launch, limits))
         except OSError:
             os.close(master)
             raise
         finally:
             os.close(slave)
         info["pid"] = pid
-        process = Process(pid, info, master, {master: "pty"}, self._ring(), self._remember)
+        process = Process(pid, info, master, {master: "pty"}, Ring(self._rings), self._limits, self._remember)
         self._reaper.watch(pid, process.exited)
         return process
 
-    def _ring(self) -> Ring:
-        return Ring(self._rings)
+    def _within_limits(self, start: Callable[[tuple[int, int]], Started]) -> Started:
+        """Raises OSError: not even with what is kept for this."""
+        soft = process_soft_limit(self._process_limit, process_count())
+        try:
+            return start((self._open_files_count, soft))
+        except BlockingIOError:
+            return start((self._open_files_count, self._process_limit))
+
+    def _explain(self, exc: OSError) -> str:
+        """Which limit it was."""
+        if exc.errno == errno.EAGAIN:
+            self._limits.hit("processes", limit_count=self._process_limit)
+            return f"the sandbox's limit of {self._process_limit} processes is reached; end some first"
+        if exc.errno == errno.ENOMEM:
+            self._limits.hit("memory")
+            return "the sandbox's memory limit is reached; end some processes first"
+        return exc.strerror or repr(exc)
 
     async def _follow(self, process: Process, stream: ServerStream, since: int | None) -> None:
         silence_s = keepalive_s(stream.exchange)

@@ -17,6 +17,7 @@ from firebrick_guest.filesystem_rpc import FilesystemService
 from firebrick_guest.forward import forward_port
 from firebrick_guest.http import Exchange
 from firebrick_guest.init import InitRoute
+from firebrick_guest.limits import LimitWatch
 from firebrick_guest.logs import EventLog
 from firebrick_guest.metrics import Metrics
 from firebrick_guest.process_rpc import ProcessService
@@ -30,10 +31,11 @@ PORT_PREFIX = "/firebrick/port/"
 
 
 class Routes:
-    def __init__(self, settings: Settings, processes: ProcessService, log: EventLog) -> None:
+    def __init__(self, settings: Settings, processes: ProcessService, log: EventLog, limits: LimitWatch) -> None:
         self._settings = settings
         self._log = log
-        self._metrics = Metrics()
+        self._limits = limits
+        self._metrics = Metrics(limits)
         watches = Watches(settings.accounts)
         self._files = FileRoutes(settings, watches)
         self._init = InitRoute(settings, log)
@@ -84,7 +86,9 @@ class Routes:
                 await forward_port(exchange, path.removeprefix(PORT_PREFIX), exchange.local_port)
             else:
                 await self._serve_client(exchange)
-        except HttpError:
+        except HttpError as exc:
+            if exc.status == 507:
+                self._limits.hit("disk")
             raise
         except Exception as exc:
             self._log.add("error", "a request failed", route=path[:100], reason=repr(exc))

@@ -17,10 +17,10 @@ from importlib.util import MAGIC_NUMBER
 
 # The agent works without these, and OpenSSL alone would add 6 MB to the image and 3 MB to the memory of each.
 UNWANTED = ("ssl", "_ssl", "_hashlib", "bz2", "_bz2", "lzma", "_lzma")
-# The last three are imported when first used, and so are not seen by importing the agent.
+# All but the first are imported when first used, and so are not seen by importing the agent.
 BUNDLES = {
     "sudo": ("firebrick_guest.sudo",),
-    "agent": ("firebrick_guest.main", "concurrent.futures.thread", "queue", "_strptime"),
+    "agent": ("firebrick_guest.main", "concurrent.futures.thread", "queue", "_strptime", "firebrick_guest.guard"),
 }
 # What the interpreter needs before it can read the bundle; os only marks the place of the library.
 KEPT = ("os", "encodings", "encodings.aliases", "encodings.utf_8")

@@ -124,11 +124,11 @@ def test_the_log_tells_what_happened(agent: Agent) -> None:
 
 
 def test_metrics_have_e2bs_fields(agent: Agent) -> None:
-    """/metrics tells CPU, memory and disk."""
+    """/metrics tells CPU, memory and disk, and beyond E2B's fields the processes and which limits were reached."""
     metrics = agent.request("GET", "/metrics").json()
     assert set(metrics) == {
         "ts", "cpu_count", "cpu_used_pct", "mem_total", "mem_used", "mem_cache", "mem_total_mib", "mem_used_mib",
-        "disk_used", "disk_total",
+        "disk_used", "disk_total", "process_count", "process_limit", "limit_hits",
     }  # fmt: skip
     assert 0 < metrics["mem_used"] <= metrics["mem_total"]
     assert 0 <= metrics["cpu_used_pct"] <= 100

@@ -195,11 +195,21 @@ async def test_sudo_works_in_a_container(bench: RuntimeBench) -> None:
 
 
 async def test_reports_the_limits_inside(bench: RuntimeBench) -> None:
-    """A gVisor guest sees its own memory; a container sees the host's CPUs and none of its other hardware."""
+    """A gVisor guest sees its own memory; a container sees the host's CPUs and none of its other hardware, and of
+    the control groups its own, where the limits and the kills for memory can be read but not changed."""
     spec = await bench.serving()
     _, output = await bench.run(spec, "awk '/^MemTotal/ {print $2}' /proc/meminfo")
     if bench.name is RuntimeName.GVISOR:
         assert int(output) == spec.limits.memory_mib * 1024
     else:
-        assert await bench.run(spec, "ls /sys /sys/devices") == (0, "/sys:\ndevices\n\n/sys/devices:\nsystem\n")
+        assert (await bench.run(spec, "ls /sys"))[1].split() == ["devices", "fs"]
+        assert await bench.run(spec, "ls /sys/devices /sys/fs") == (0, "/sys/devices:\nsystem\n\n/sys/fs:\ncgroup\n")
+        limit = "cat /sys/fs/cgroup/memory.max || cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
+        assert int((await bench.run(spec, f"({limit}) 2>/dev/null"))[1]) == (spec.limits.memory_mib + 32) << 20
+        kills = "cat /sys/fs/cgroup/memory.events || cat /sys/fs/cgroup/memory/memory.oom_control"
+        assert "oom_kill 0" in (await bench.run(spec, f"({kills}) 2>/dev/null"))[1]
+        status, _ = await bench.run(
+            spec, "echo 0 > /sys/fs/cgroup/memory/cgroup.procs || echo 0 > /sys/fs/cgroup/cgroup.procs"
+        )
+        assert status != 0
     assert (await bench.run(spec, "nproc"))[1].strip() == str(os.cpu_count())

@@ -145,8 +145,13 @@ def container_config(spec: MachineSpec, *, cgroup: str, layout: CgroupLayout) ->
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     config = oci_config(
         spec,
-        mounts=_mounts(layout),
-        rlimits={"RLIMIT_NOFILE": OPEN_FILES_COUNT if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_COUNT)},
+        mounts=_mounts(layout, cgroup),
+        rlimits={
+            "RLIMIT_NOFILE": OPEN_FILES_COUNT if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_COUNT),
+            # For each user of the machine, beside the group's limit for all: the guest agent learns the number from
+            # it, and lets commands have a little less, so that it can always start another.
+            "RLIMIT_NPROC": spec.limits.process_count,
+        },
         linux={
             "uidMappings": mapping,
             "gidMappings": mapping,
@@ -173,7 +178,7 @@ def _resources(limits: CgroupLimits, layout: CgroupLayout) -> Json:
     }
 
 
-def _mounts(layout: CgroupLayout) -> list[Json]:
+def _mounts(layout: CgroupLayout, cgroup: str) -> list[Json]:
     quiet = ["nosuid", "noexec", "nodev"]
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
     mounts: list[Json] = [
@@ -192,7 +197,14 @@ def _mounts(layout: CgroupLayout) -> list[Json]:
         {"destination": "/sys", "type": "tmpfs", "source": "tmpfs", "options": [*quiet, "ro", "mode=755", "size=64k"]},
         bind_mount(str(_CPU_LIST), _CPU_LIST, "ro", "nosuid", "nodev", "noexec"),
     ]
-    if layout.version is not CgroupVersion.HYBRID:
+    if layout.version is CgroupVersion.HYBRID:
+        # A runtime cannot mount these inside; what the guest must see of its limits are two directories of its own.
+        mounts += [
+            bind_mount(f"/sys/fs/cgroup/{name}", layout.v1[name] / cgroup.removeprefix("/"), "ro", *quiet)
+            for name in ("memory", "pids")
+            if name in layout.v1
+        ]
+    else:
         mounts.append(
             {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, "ro"]}
         )

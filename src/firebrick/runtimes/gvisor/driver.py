@@ -53,6 +53,7 @@ OVERHEAD_MIB = 128
 """Memory of sentry and gofer beside the guest's own, which the same cgroup counts."""
 OVERHEAD_THREAD_COUNT = 512
 """Host threads of sentry and gofer."""
+MIN_PROCESS_COUNT = 128
 THREADS_PER_PROCESS_COUNT = 2
 """A guest process is a thread of its own and one of the sentry's. The guest's own limit is RLIMIT_NPROC, which
 the sentry holds per user; this one is for a sentry that was taken over."""
@@ -172,6 +173,12 @@ def host_limits(limits: Limits) -> CgroupLimits:
     )
 
 
+def guest_process_count(limits: Limits) -> int:
+    """The most processes of one user of the guest: no more than fit its memory, or forking without end would end the
+    sentry. A process that does nothing costs sentry and guest 0.6 MiB together."""
+    return min(limits.process_count, max(MIN_PROCESS_COUNT, limits.memory_mib))
+
+
 def gvisor_config(spec: MachineSpec, *, honours_setuid: bool = False) -> Json:
     """The OCI configuration of a gVisor machine."""
     shm_options = ["nosuid", "nodev", "mode=1777", f"size={SHARED_MEMORY_MIB}m"]
@@ -192,11 +199,13 @@ def gvisor_config(spec: MachineSpec, *, honours_setuid: bool = False) -> Json:
         mounts=mounts,
         # Over processes of the sentry's own making it is harmless, and lets root trace other users' programs.
         capabilities=(*CAPABILITIES, "CAP_SYS_PTRACE"),
-        rlimits={"RLIMIT_NOFILE": OPEN_FILES_COUNT, "RLIMIT_NPROC": spec.limits.process_count},
+        rlimits={"RLIMIT_NOFILE": OPEN_FILES_COUNT, "RLIMIT_NPROC": guest_process_count(spec.limits)},
         linux={},
     )
     if has_own_sudo:
         config["process"]["env"].append(f"{SUDO_VARIABLE}={SUDO_SOCKET}")
+    # The sentry kills nothing when memory ends, it is killed: the guest agent watches out for it.
+    config["process"]["env"].append(f"FIREBRICK_MEMORY_GUARD_BYTES={host_limits(spec.limits).memory_bytes}")
     if spec.image is not None and spec.disk is not None:
         config["annotations"] = {
             "dev.gvisor.spec.rootfs.source": str(spec.image),
