@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
 
+from firebrick.edge.heads import RequestHead
+from firebrick.model.errors import FirebrickError
+
 _REASONS = {
     "killed": "it was killed",
     "timeout": "it reached its timeout",
@@ -32,24 +35,30 @@ class Answer:
     text: str = ""
     may_retry: bool = True
 
-    def render(self, *, for_browser: bool, with_body: bool, keeps_alive: bool) -> bytes:
+    def parts(self, *, for_browser: bool) -> tuple[list[tuple[str, str]], bytes]:
+        """Headers and body, for any version of HTTP."""
         if self.text:
             kind, body = "text/plain; version=0.0.4; charset=utf-8", self.text.encode()
         elif for_browser and self.title:
             kind, body = "text/html; charset=utf-8", self._page().encode()
         else:
             kind, body = "application/json; charset=utf-8", self._json().encode()
-        lines = [
-            f"HTTP/1.1 {self.status} {_phrase(self.status)}",
-            f"Content-Type: {kind}",
-            f"Content-Length: {len(body)}",
-            "Access-Control-Allow-Origin: *",
-            "Cache-Control: no-store",
-            "X-Content-Type-Options: nosniff",
+        headers = [
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("Access-Control-Allow-Origin", "*"),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
         ]
         if not self.may_retry:
             # Without it E2B's client would ask thrice more for a sandbox that is gone.
-            lines.append("Should-Retry: false")
+            headers.append(("Should-Retry", "false"))
+        return headers, body
+
+    def render(self, *, for_browser: bool, with_body: bool, keeps_alive: bool) -> bytes:
+        """The whole answer in HTTP/1.1."""
+        headers, body = self.parts(for_browser=for_browser)
+        lines = [f"HTTP/1.1 {self.status} {_phrase(self.status)}", *(f"{name}: {value}" for name, value in headers)]
         if not keeps_alive:
             lines.append("Connection: close")
         head = "\r\n".join((*lines, "", "")).encode()
@@ -73,6 +82,14 @@ class Answer:
 
 def _phrase(status: int) -> str:
     return HTTPStatus(status).phrase
+
+
+def is_browser(head: RequestHead) -> bool:
+    """A page is for those who ask for one; scripts in a browser accept anything and want JSON."""
+    accept = head.get(b"accept")
+    if accept is not None:
+        return b"text/html" in accept
+    return b"Mozilla/" in (head.get(b"user-agent") or b"")
 
 
 def healthy() -> Answer:
@@ -120,6 +137,56 @@ def not_found(sandbox_id: str, reason: str = "") -> Answer:
         sandbox_id=sandbox_id,
         may_retry=False,
     )
+
+
+def token_missing(sandbox_id: str, port: int) -> Answer:
+    return Answer(
+        status=403,
+        message="Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing",
+        title="Missing Traffic Access Token",
+        sandbox_id=sandbox_id,
+        port=port,
+    )
+
+
+def token_invalid(sandbox_id: str, port: int) -> Answer:
+    return Answer(
+        status=403,
+        message="Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' "
+        "is invalid",
+        title="Invalid Traffic Access Token",
+        sandbox_id=sandbox_id,
+        port=port,
+    )
+
+
+_WAKE_STATUS = {
+    "forbidden": 403, "wrong_state": 409, "conflict": 409, "already_exists": 409, "limit_exceeded": 429,
+    "deadline_exceeded": 504, "internal": 500,
+}  # fmt: skip
+
+
+def not_resumed(sandbox_id: str, error: FirebrickError) -> Answer:
+    return Answer(
+        status=_WAKE_STATUS.get(error.code, 503),
+        message=f"The sandbox is paused and could not be resumed: {error.message}",
+        title="The Sandbox Could Not Be Resumed",
+        sandbox_id=sandbox_id,
+        may_retry=error.retryable,
+    )
+
+
+def state_changes(sandbox_id: str) -> Answer:
+    return Answer(
+        status=409,
+        message="The sandbox is being paused; try again",
+        title="The Sandbox Is Being Paused",
+        sandbox_id=sandbox_id,
+    )
+
+
+def control_away() -> Answer:
+    return Answer(status=503, message="The control plane does not answer at this moment; try again")
 
 
 def port_closed(sandbox_id: str, port: int) -> Answer:

@@ -1,55 +1,23 @@
-"""A client's connection: reads its requests one after the other and sees each to its end.
+"""A client's HTTP/1.1 connection: reads its requests one after the other and sees each to its end.
 
 idle ─▶ head ─▶ exchange ─▶ idle …         each state has its deadline, kept by the owner's sweep:
           └─▶ own answer ─▶ idle | linger  idle 620 s, head 30 s, linger 5 s; an exchange has none
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
-from firebrick.clock import Clock
 from firebrick.edge import answers
-from firebrick.edge.answers import Answer
-from firebrick.edge.bodies import BadBody, BodyReader
-from firebrick.edge.exchange import Ending, Exchange, NoAnswer, Truncated
+from firebrick.edge.answers import Answer, is_browser
+from firebrick.edge.bodies import BadBody
+from firebrick.edge.downstream import HttpSide
+from firebrick.edge.exchange import Ending, Truncated
 from firebrick.edge.heads import BadHead, RequestHead, parse_request
 from firebrick.edge.link import HEAD_LIMIT_BYTES, HeadTooLarge, Link
-from firebrick.edge.router import Place, Router
-from firebrick.edge.stats import Stats
 from firebrick.edge.target import is_loopback_address
-from firebrick.edge.upstream import Sandboxes, SandboxLinks, UpstreamLink
+from firebrick.edge.visit import Shared, Visit
 from firebrick.log import get_log
 
 log = get_log("edge")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeLimits:
-    """What one client may take. Times in seconds."""
-
-    head_timeout_s: float = 30.0
-    idle_timeout_s: float = 620.0
-    """Above the 600 s of common load balancers, so that they close first and never meet a closed connection."""
-    linger_timeout_s: float = 5.0
-    per_sandbox_count: int = 2_000
-    total_count: int = 50_000
-    """Client connections; each may need a second descriptor for its upstream."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Shared:
-    """What all connections of one edge have in common."""
-
-    router: Router
-    sandboxes: Sandboxes
-    stats: Stats
-    limits: EdgeLimits
-    clock: Clock
-    clients: "set[ClientLink]"
-    spawn: "Callable[[ClientLink], asyncio.Task[None]]"
-    is_closing: bool = False
 
 
 class ClientLink(Link):
@@ -61,8 +29,7 @@ class ClientLink(Link):
         self.is_idle = False
         self._shared = shared
         self._task: asyncio.Task[None] | None = None
-        self._exchange: Exchange | None = None
-        self._is_forwarding = False
+        self._visit: Visit | None = None
         self._is_reading_head = False
         self._peer_is_loopback = False
 
@@ -78,7 +45,7 @@ class ClientLink(Link):
         self._peer_is_loopback = bool(peer) and is_loopback_address(peer[0])
         shared.clients.add(self)
         shared.stats.connection_count = len(shared.clients)
-        self._task = shared.spawn(self)
+        self._task = shared.spawn(self.serve())
 
     def eof_received(self) -> bool | None:
         super().eof_received()
@@ -93,14 +60,8 @@ class ClientLink(Link):
 
     def _stop_forwarding(self) -> None:
         """The client went away: so does its upstream connection, at once."""
-        if self._is_forwarding and self._task is not None:
+        if self._visit is not None and self._visit.is_under_way and self._task is not None:
             self._task.cancel()
-
-    def break_off(self) -> None:
-        """The sandbox was withdrawn. An answer that began breaks; one that did not becomes 'not found'."""
-        if self._exchange is not None and self._exchange.has_begun:
-            self._shared.stats.broken_count += 1
-            self.reset()
 
     def expire(self) -> None:
         """The deadline of the present state has passed."""
@@ -130,24 +91,18 @@ class ClientLink(Link):
             return await self._refuse(answers.bad_request(exc.message, exc.status))
         if head is None:
             return False
-        body = head.body()
-        place = self._shared.router.decide(head, peer_is_loopback=self._peer_is_loopback)
-        if isinstance(place, Answer):
-            return await self._reply(place, head, body)
-        links = self._shared.sandboxes.of(place.route)
-        limit_count = self._shared.limits.per_sandbox_count
-        if len(links.exchanges) >= limit_count:
-            return await self._reply(answers.too_many_of_sandbox(place.route.sandbox_id, limit_count), head, body)
-        with self._forwarding(links):
-            try:
-                outcome = await self._forward(links, place, head, body)
-            except Truncated:
-                self._shared.stats.broken_count += 1
-                self.reset()
-                return False
+        side = HttpSide(self, head, may_keep_alive=not self._shared.is_closing)
+        self._visit = Visit(self._shared, side, head, peer_is_loopback=self._peer_is_loopback)
+        try:
+            outcome = await self._visit.run()
+        except Truncated:
+            self._shared.stats.broken_count += 1
+            self.reset()
+            return False
+        finally:
+            self._visit = None
         if isinstance(outcome, Answer):
-            return await self._reply(outcome, head, body)
-        self._shared.stats.forwarded_count += 1
+            return await self._reply(outcome, head, side)
         if outcome is Ending.LINGER:
             await self._linger()
         return outcome is Ending.KEEP
@@ -170,59 +125,6 @@ class ClientLink(Link):
             self._is_reading_head = False
             self.deadline_s = None
 
-    @contextmanager
-    def _forwarding(self, links: SandboxLinks) -> Iterator[None]:
-        """Within, the end of the client or of the sandbox ends the exchange."""
-        self._is_forwarding = True
-        links.exchanges.add(self)
-        self._shared.stats.exchange_count += 1
-        try:
-            yield
-        finally:
-            self._is_forwarding = False
-            self._exchange = None
-            links.exchanges.discard(self)
-            self._shared.stats.exchange_count -= 1
-
-    async def _forward(self, links: SandboxLinks, place: Place, head: RequestHead, body: BodyReader) -> Ending | Answer:
-        """Raises Truncated."""
-        sandbox_id, port = place.route.sandbox_id, place.port
-        raw = head.to_upstream(keep_forwarded=self._peer_is_loopback)
-        while True:
-            upstream = links.take(port, is_repeatable=head.is_repeatable)
-            if upstream is None:
-                opened = await self._open(links, place)
-                if isinstance(opened, Answer):
-                    return opened
-                upstream = opened
-            self._exchange = Exchange(self, upstream, head, body, self._shared.stats)
-            try:
-                return await self._exchange.run(raw, may_keep_alive=not self._shared.is_closing)
-            except BadBody as exc:
-                return answers.bad_request(str(exc))
-            except NoAnswer as exc:
-                if links.is_withdrawn:
-                    return self._shared.router.gone(sandbox_id)
-                if not (exc.is_silent and upstream.was_used and head.is_repeatable):
-                    return answers.no_answer(sandbox_id, port)
-                # The server closed an idle connection just when we used it; a fresh one tells the truth.
-
-    async def _open(self, links: SandboxLinks, place: Place) -> UpstreamLink | Answer:
-        sandbox_id, port = place.route.sandbox_id, place.port
-        try:
-            upstream = await links.connect(port)
-        except ConnectionRefusedError:
-            failure = answers.port_closed(sandbox_id, port)
-        except TimeoutError:
-            failure = answers.connect_timeout(sandbox_id, port)
-        except OSError as exc:
-            log.warning("edge.unreachable", sandbox_id=sandbox_id, port=port, errno=exc.errno)
-            failure = answers.unreachable(sandbox_id, port)
-        else:
-            if not links.is_withdrawn:
-                return upstream
-        return self._shared.router.gone(sandbox_id) if links.is_withdrawn else failure
-
     async def _refuse(self, answer: Answer) -> bool:
         """Answer what is not even a request; the connection can't be used further."""
         self._shared.stats.answered[answer.status] += 1
@@ -230,10 +132,10 @@ class ClientLink(Link):
         await self._linger()
         return False
 
-    async def _reply(self, answer: Answer, head: RequestHead, body: BodyReader) -> bool:
+    async def _reply(self, answer: Answer, head: RequestHead, side: HttpSide) -> bool:
         """Answer a request ourselves; whether another may follow."""
         self._shared.stats.answered[answer.status] += 1
-        is_sane = True
+        is_sane, body = True, side.body
         if not body.is_complete and self.pending:
             try:
                 _, self.pending = body.feed(self.pending)
@@ -243,7 +145,7 @@ class ClientLink(Link):
         # A client that asked to change protocols may already be speaking the other one.
         keeps_alive = keeps_alive and head.upgrade is None
         self.write(
-            answer.render(for_browser=_is_browser(head), with_body=head.method != b"HEAD", keeps_alive=keeps_alive)
+            answer.render(for_browser=is_browser(head), with_body=head.method != b"HEAD", keeps_alive=keeps_alive)
         )
         if not keeps_alive:
             await self._linger()
@@ -252,18 +154,10 @@ class ClientLink(Link):
     async def _linger(self) -> None:
         """Say that no more will come, and read on for a while: to close with unread bytes is to reset the
         connection, and the client would lose the answer."""
-        if not self.is_open or self.transport is None:
+        if not self.is_open:
             return
         self.deadline_s = self._shared.clock.monotonic_s() + self._shared.limits.linger_timeout_s
-        self.transport.write_eof()
+        self.end_writing()
         self.attach(lambda _: None)
         while self.is_open:
             await self.more()
-
-
-def _is_browser(head: RequestHead) -> bool:
-    """A page is for those who ask for one; scripts in a browser accept anything and want JSON."""
-    accept = head.get(b"accept")
-    if accept is not None:
-        return b"text/html" in accept
-    return b"Mozilla/" in (head.get(b"user-agent") or b"")

@@ -9,8 +9,8 @@ import asyncio
 from enum import Enum, auto
 
 from firebrick.edge.bodies import LAST_CHUNK, BadBody, BodyReader, LengthBody, UntilCloseBody, chunk
+from firebrick.edge.downstream import Downstream
 from firebrick.edge.heads import BadHead, RequestHead, ResponseHead, parse_response
-from firebrick.edge.link import Link
 from firebrick.edge.stats import Stats
 from firebrick.edge.upstream import UpstreamLink
 
@@ -44,23 +44,19 @@ class Ending(Enum):
 class Exchange:
     """Runs once. `upstream` is in the end given back to its pool, closed or aborted."""
 
-    def __init__(
-        self, client: Link, upstream: UpstreamLink, request: RequestHead, body: BodyReader, stats: Stats
-    ) -> None:
+    def __init__(self, client: Downstream, upstream: UpstreamLink, request: RequestHead, stats: Stats) -> None:
         self.has_begun = False
         """Whether the client has been sent a part of the final answer."""
         self._client = client
         self._upstream = upstream
         self._request = request
-        self._request_body = body
         self._response_body: BodyReader = LengthBody(0)
-        self._rechunk = False
         self._is_tunnel = False
         self._stats = stats
         self._bad_request: BadBody | None = None
         self._finished: asyncio.Future[None] | None = None
 
-    async def run(self, head: bytes, *, may_keep_alive: bool) -> Ending:
+    async def run(self, head: bytes) -> Ending:
         """Send the request, bring the answer.
 
         Raises:
@@ -70,29 +66,28 @@ class Exchange:
         Cancel: the upstream connection is closed at once.
         """
         client, upstream = self._client, self._upstream
-        upstream.feed_from(client)
+        upstream.feed_from(client.source)
         client.feed_from(upstream)
         is_reusable = False
         try:
             upstream.write(head)
-            if not self._request_body.is_complete:
-                client.attach(self._on_request_data)
+            if not client.is_body_complete:
+                client.read_body(self._on_request_data, self._on_bad_request)
             response = await self._response_head()
             if response.status == 101:
                 await self._tunnel(response)
                 return Ending.CLOSE
-            keeps_alive = await self._answer(response, may_keep_alive=may_keep_alive)
-            is_sent = self._request_body.is_complete
+            await self._answer(response)
+            is_sent = client.is_body_complete
             is_reusable = is_sent and response.keeps_alive and not isinstance(self._response_body, UntilCloseBody)
             if not is_sent:
                 return Ending.LINGER
-            return Ending.KEEP if keeps_alive else Ending.CLOSE
+            return Ending.KEEP if client.keeps_alive else Ending.CLOSE
         finally:
             upstream.on_end = None
             upstream.feed_from(None)
             client.feed_from(None)
-            if not self._request_body.is_complete:
-                client.detach(b"")
+            client.stop_body()
             if is_reusable:
                 upstream.sandbox.give_back(upstream)
             elif self._is_tunnel:
@@ -101,24 +96,19 @@ class Exchange:
             else:
                 upstream.abort()
 
-    def _on_request_data(self, data: bytes) -> None:
-        try:
-            payload, surplus = self._request_body.feed(data)
-        except BadBody as exc:
-            self._bad_request = exc
-            self._client.attach(_discard)
-            self._upstream.abort()
-            return
+    def _on_request_data(self, payload: bytes, is_last: bool) -> None:
         self._stats.received_bytes += len(payload)
         if payload:
             if self._request.is_chunked:
                 self._upstream.write_parts(chunk(payload))
             else:
                 self._upstream.write(payload)
-        if self._request_body.is_complete:
-            if self._request.is_chunked:
-                self._upstream.write(LAST_CHUNK)
-            self._client.detach(surplus)
+        if is_last and self._request.is_chunked:
+            self._upstream.write(LAST_CHUNK)
+
+    def _on_bad_request(self, error: BadBody) -> None:
+        self._bad_request = error
+        self._upstream.abort()
 
     async def _response_head(self) -> ResponseHead:
         """The final answer's head; answers of status 1xx are passed on as they come."""
@@ -136,60 +126,31 @@ class Exchange:
                 raise NoAnswer(is_silent=False)
             if response.status == 101 or response.status >= 200:
                 return response
-            if self._wants_interim(response.status):
-                self._client.write(response.to_client(b""))
+            self._client.interim(response)
         raise NoAnswer(is_silent=False)
 
-    def _wants_interim(self, status: int) -> bool:
-        if self._request.is_http10:
-            return False
-        return status != 100 or self._request.expects_continue
-
-    async def _answer(self, response: ResponseHead, *, may_keep_alive: bool) -> bool:
-        """Send head and body; whether the client's connection may be used again."""
+    async def _answer(self, response: ResponseHead) -> None:
+        """Send head and body."""
         body = self._response_body = response.body(self._request.method)
-        has_no_length = not isinstance(body, LengthBody)
-        self._rechunk = has_no_length and not self._request.is_http10
-        keeps_alive = may_keep_alive and self._request.wants_keep_alive and (self._rechunk or not has_no_length)
-        head = response.to_client(self._framing(response, keeps_alive=keeps_alive))
         self.has_begun = True
-        self._send_first(head)
+        self._client.begin(response, body, self._first_payload())
         if not body.is_complete:
             await self._stream()
         elif self._upstream.pending:
             # More than the answer: whatever it is, it belongs to no request.
             self._upstream.abort()
-        return keeps_alive
 
-    def _framing(self, response: ResponseHead, *, keeps_alive: bool) -> bytes:
-        lines = b"" if keeps_alive else b"Connection: close\r\n"
-        if self._rechunk:
-            return lines + b"Transfer-Encoding: chunked\r\n"
-        if response.length_bytes is not None and response.status != 204:
-            return lines + b"Content-Length: %d\r\n" % response.length_bytes
-        return lines
-
-    def _send_first(self, head: bytes) -> None:
-        """The head, together with what of the body came in the same packet."""
-        data, self._upstream.pending = self._upstream.pending, b""
+    def _first_payload(self) -> bytes:
+        """What of the body came in the same packet as the head. Raises Truncated."""
+        data = self._upstream.pending
         if not data or self._response_body.is_complete or len(data) > JOIN_LIMIT_BYTES:
-            self._upstream.pending = data
-            self._client.write(head)
-            return
+            return b""
         try:
             payload, self._upstream.pending = self._response_body.feed(data)
         except BadBody as exc:
             raise Truncated from exc
         self._stats.sent_bytes += len(payload)
-        parts = (head, *self._framed(payload))
-        self._client.write(b"".join(parts))
-
-    def _framed(self, payload: bytes) -> tuple[bytes, ...]:
-        parts = (payload,) if payload else ()
-        if not self._rechunk:
-            return parts
-        last = (LAST_CHUNK,) if self._response_body.is_complete else ()
-        return (*(chunk(payload) if payload else ()), *last)
+        return payload
 
     async def _stream(self) -> None:
         """Run the answer's body through until it is complete. Raises Truncated."""
@@ -200,18 +161,16 @@ class Exchange:
         await self._finished
 
     def _on_response_data(self, data: bytes) -> None:
+        body = self._response_body
         try:
-            payload, surplus = self._response_body.feed(data)
+            payload, surplus = body.feed(data)
         except BadBody as exc:
             self._break(exc)
             return
         self._stats.sent_bytes += len(payload)
-        if self._rechunk:
-            if parts := self._framed(payload):
-                self._client.write_parts(parts)
-        elif payload:
-            self._client.write(payload)
-        if self._response_body.is_complete:
+        if payload or body.is_complete:
+            self._client.send(payload, is_last=body.is_complete)
+        if body.is_complete:
             self._upstream.detach(surplus)
             self._finish()
 
@@ -220,8 +179,7 @@ class Exchange:
         if self._finished is None or self._finished.done():
             return
         if isinstance(self._response_body, UntilCloseBody) and self._upstream.saw_eof:
-            if self._rechunk:
-                self._client.write(LAST_CHUNK)
+            self._client.send(b"", is_last=True)
             self._finish()
         elif self._upstream.saw_eof or self._upstream.is_lost:
             self._break(None)
@@ -238,12 +196,10 @@ class Exchange:
 
     async def _tunnel(self, response: ResponseHead) -> None:
         """After 101: bytes both ways, until either side ends."""
-        upgrade = next((value for lower, _, value in response.headers if lower == b"upgrade"), b"websocket")
         self.has_begun = self._is_tunnel = True
-        self._client.write(response.to_client(b"Connection: Upgrade\r\nUpgrade: " + upgrade + b"\r\n"))
         self._finished = asyncio.get_running_loop().create_future()
         self._upstream.on_end = self._finish
-        self._client.attach(self._tunnel_in)
+        self._client.tunnel(response, self._tunnel_in)
         self._upstream.attach(self._tunnel_out)
         if self._upstream.saw_eof or self._upstream.is_lost:
             self._finish()
@@ -255,8 +211,4 @@ class Exchange:
 
     def _tunnel_out(self, data: bytes) -> None:
         self._stats.sent_bytes += len(data)
-        self._client.write(data)
-
-
-def _discard(_: bytes) -> None:
-    return None
+        self._client.send(data, is_last=False)

@@ -4,6 +4,7 @@ What leaves is built from what was understood; so two servers can't read one hea
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httptools
@@ -22,9 +23,14 @@ HOP_BY_HOP = frozenset(
 """Meant for one connection, or framing, which we write ourselves."""
 _ADDED_BY_PROXIES = (b"x-forwarded-", b"forwarded", b"x-real-ip")
 _OURS = b"x-firebrick-"
+TRAFFIC_TOKEN = b"e2b-traffic-access-token"
+"""For the edge alone: what runs in a sandbox must not learn who may visit it."""
 _SINGLE = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"e2b-sandbox-id", b"e2b-sandbox-port", b"expect")
-)
+    (
+        b"host", b"content-length", b"transfer-encoding", b"e2b-sandbox-id", b"e2b-sandbox-port", b"expect",
+        b"e2b-traffic-access-token",
+    )
+)  # fmt: skip
 _TARGET = re.compile(rb"(?:/[!\"$-~]*|\*)\Z")
 """Without `#`: a fragment is never sent, and parsers differ in what they make of one."""
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([!-~]*)\Z", re.IGNORECASE)
@@ -106,18 +112,19 @@ class RequestHead:
     def body(self) -> BodyReader:
         return ChunkedBody() if self.is_chunked else LengthBody(self.length_bytes or 0)
 
-    def to_upstream(self, *, keep_forwarded: bool) -> bytes:
+    def to_upstream(self, *, keep_forwarded: bool, host: bytes | None = None) -> bytes:
         """The head as the sandbox gets it.
 
         Args:
+            host: told in place of the client's own.
             keep_forwarded: keep X-Forwarded-* and the like; only a proxy of ours may have set them.
         """
-        parts = [self.method, b" ", self.target, b" HTTP/1.1\r\nHost: ", self.host, b"\r\n"]
+        parts = [self.method, b" ", self.target, b" HTTP/1.1\r\nHost: ", host or self.host, b"\r\n"]
         listed = self.connection
         for lower, name, value in self.headers:
             if lower in HOP_BY_HOP or lower == b"host" or lower in listed or lower.startswith(_OURS):
                 continue
-            if lower == b"expect" and self.is_http10:
+            if lower == TRAFFIC_TOKEN or (lower == b"expect" and self.is_http10):
                 continue
             if not keep_forwarded and lower.startswith(_ADDED_BY_PROXIES):
                 continue
@@ -142,6 +149,14 @@ class ResponseHead:
     is_chunked: bool
     keeps_alive: bool
 
+    def get(self, name: bytes) -> bytes | None:
+        """The first value of that (lower-case) header."""
+        return next((value for lower, _, value in self.headers if lower == name), None)
+
+    def passed_on(self) -> Iterator[Header]:
+        """What a client is told of the headers: all but those that speak of the connection."""
+        return (item for item in self.headers if item[0] not in HOP_BY_HOP and item[0] not in self.connection)
+
     def body(self, method: bytes) -> BodyReader:
         if method == b"HEAD" or self.status < 200 or self.status in (204, 304):
             return LengthBody(0)
@@ -152,10 +167,8 @@ class ResponseHead:
     def to_client(self, framing: bytes) -> bytes:
         """The head as the client gets it; `framing` is our own header lines for body and connection."""
         parts = [b"HTTP/1.1 %d " % self.status, self.reason, b"\r\n"]
-        listed = self.connection
-        for lower, name, value in self.headers:
-            if lower not in HOP_BY_HOP and lower not in listed:
-                parts += (name, b": ", value, b"\r\n")
+        for _, name, value in self.passed_on():
+            parts += (name, b": ", value, b"\r\n")
         parts += (framing, b"\r\n")
         return b"".join(parts)
 

@@ -9,7 +9,7 @@ import asyncio
 import socket as sockets
 import struct
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from firebrick.edge.heads import BadHead
 
@@ -21,9 +21,17 @@ FLUSH_TIMEOUT_S = 30.0
 PROBE_IDLE_S, PROBE_INTERVAL_S, PROBE_COUNT = 60, 15, 4
 """Streams are never cut for being idle; a peer that is gone without a word is found by these probes."""
 
-_HOLD_PEER = 1
-_HOLD_PENDING = 2
+HOLD_PEER = 1
+HOLD_PENDING = 2
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Source(Protocol):
+    """What fills somebody's write buffer, and can be told to stop for a while."""
+
+    def hold(self, why: int) -> None: ...
+
+    def release(self, why: int) -> None: ...
 
 
 class HeadTooLarge(BadHead):
@@ -40,7 +48,7 @@ class Link(asyncio.Protocol):
         self.saw_eof = False
         self.is_lost = False
         self.is_full = False
-        self.source: Link | None = None
+        self.source: Source | None = None
         self.on_end: Callable[[], None] | None = None
         self._consume: Callable[[bytes], None] | None = None
         self._arrived: asyncio.Future[None] | None = None
@@ -58,13 +66,18 @@ class Link(asyncio.Protocol):
         tcp.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPINTVL, PROBE_INTERVAL_S)
         tcp.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPCNT, PROBE_COUNT)
 
+    def secured_by(self, transport: asyncio.Transport) -> None:
+        """Go on over this transport, which encrypts for the one before."""
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+
     def data_received(self, data: bytes) -> None:
         if self._consume is not None:
             self._consume(data)
             return
         self.pending = self.pending + data if self.pending else data
         if len(self.pending) > HEAD_LIMIT_BYTES:
-            self._hold(_HOLD_PENDING)
+            self.hold(HOLD_PENDING)
         self._wake()
 
     def eof_received(self) -> bool | None:
@@ -76,18 +89,18 @@ class Link(asyncio.Protocol):
         self.is_lost = True
         if self.source is not None:
             # Nobody will drain our buffer any more; what still comes is dropped by `write`.
-            self.source._release(_HOLD_PEER)
+            self.source.release(HOLD_PEER)
         self._ended()
 
     def pause_writing(self) -> None:
         self.is_full = True
         if self.source is not None:
-            self.source._hold(_HOLD_PEER)
+            self.source.hold(HOLD_PEER)
 
     def resume_writing(self) -> None:
         self.is_full = False
         if self.source is not None:
-            self.source._release(_HOLD_PEER)
+            self.source.release(HOLD_PEER)
 
     # Our side.
 
@@ -99,19 +112,19 @@ class Link(asyncio.Protocol):
         if self.transport is not None and not self.transport.is_closing():
             self.transport.writelines(parts)
 
-    def feed_from(self, source: "Link | None") -> None:
+    def feed_from(self, source: "Source | None") -> None:
         """Name who fills our write buffer from now on."""
         if self.source is not None and self.source is not source:
-            self.source._release(_HOLD_PEER)
+            self.source.release(HOLD_PEER)
         self.source = source
         if source is not None and self.is_full:
-            source._hold(_HOLD_PEER)
+            source.hold(HOLD_PEER)
 
     def attach(self, consume: Callable[[bytes], None]) -> None:
         """Give what has come, and from now on everything that comes, to `consume`."""
         self._consume = consume
         data, self.pending = self.pending, b""
-        self._release(_HOLD_PENDING)
+        self.release(HOLD_PENDING)
         if data:
             consume(data)
 
@@ -144,7 +157,7 @@ class Link(asyncio.Protocol):
                 raise HeadTooLarge
             if end > 0:
                 head, self.pending = self.pending[: end + 4], self.pending[end + 4 :]
-                self._release(_HOLD_PENDING)
+                self.release(HOLD_PENDING)
                 return head
             fresh = self.pending[searched:].lstrip(b"\n") if searched else self.pending
             if fresh.count(b"\n") != fresh.count(b"\r\n"):
@@ -157,6 +170,11 @@ class Link(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         return self.transport is not None and not self.is_lost and not self.saw_eof and not self.transport.is_closing()
+
+    def end_writing(self) -> None:
+        """Say that no more will come; TLS has no way to say it and stay open."""
+        if self.transport is not None and self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def close(self) -> None:
         """Hand over what is buffered, then close; not later than FLUSH_TIMEOUT_S from now."""
@@ -190,12 +208,12 @@ class Link(asyncio.Protocol):
         if self.on_end is not None:
             self.on_end()
 
-    def _hold(self, why: int) -> None:
+    def hold(self, why: int) -> None:
         if not self._holds and self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
         self._holds |= why
 
-    def _release(self, why: int) -> None:
+    def release(self, why: int) -> None:
         if self._holds:
             self._holds &= ~why
             if not self._holds and self.transport is not None and not self.transport.is_closing():

@@ -1,16 +1,17 @@
 """What to do with a request: forward it to a place, or answer it here. Decides; does nothing."""
 
+import hmac
 from dataclasses import dataclass
 
 from firebrick.catalog.base import CatalogReader, Route
 from firebrick.edge import answers
 from firebrick.edge.answers import Answer
-from firebrick.edge.heads import RequestHead
+from firebrick.edge.heads import TRAFFIC_TOKEN, RequestHead
 from firebrick.edge.signed_urls import is_signed_file_url, route_of_signed_url
 from firebrick.edge.stats import Stats
 from firebrick.edge.target import BadTarget, host_name, is_control_route, is_loopback_name, target_of
 from firebrick.guestlink.base import AGENT_PORT
-from firebrick.model.ids import SandboxId
+from firebrick.model.ids import MachineId, SandboxId
 
 _OWN_PREFIX = "/__firebrick/"
 _PROXY_HEADERS = frozenset((b"x-forwarded-for", b"forwarded", b"via", b"x-real-ip"))
@@ -22,13 +23,18 @@ class Place:
 
     route: Route
     port: int
+    host: bytes | None = None
+    """What the port is told as Host; None: what the client sent."""
 
 
 class Router:
     """Reads the catalog and nothing else."""
 
-    def __init__(self, domain: str, catalog: CatalogReader, stats: Stats) -> None:
+    def __init__(self, domain: str, catalog: CatalogReader, stats: Stats, api: tuple[str, int] | None = None) -> None:
         self._domain = host_name(domain)
+        self._api = api and Place(
+            route=Route(sandbox_id=SandboxId(""), machine_id=MachineId(""), address=api[0]), port=api[1]
+        )
         self._catalog = catalog
         self._stats = stats
 
@@ -36,6 +42,8 @@ class Router:
         request_target = head.target.decode("ascii")
         try:
             name = host_name(head.host.decode("latin-1"))
+            if self._api is not None and name == f"api.{self._domain}":
+                return self._api
             target = target_of(
                 name, self._domain, head.single_text(b"e2b-sandbox-id"), head.single_text(b"e2b-sandbox-port")
             )
@@ -48,7 +56,7 @@ class Router:
         if target.port == AGENT_PORT and is_control_route(request_target):
             return answers.reserved_route()
         route = self._catalog.route(target.sandbox_id)
-        return self.gone(target.sandbox_id) if route is None else Place(route=route, port=target.port)
+        return self.gone(target.sandbox_id) if route is None else _let_in(head, route, target.port)
 
     def gone(self, sandbox_id: SandboxId) -> Answer:
         """The answer for a sandbox without a route."""
@@ -57,6 +65,10 @@ class Router:
             return answers.routes_unknown()
         stone = self._catalog.tombstone(sandbox_id)
         return answers.not_found(sandbox_id, stone.reason if stone is not None else "")
+
+    def failed(self, place: Place, answer: Answer) -> Answer:
+        """What to say when a place gave no answer: the control plane is no sandbox."""
+        return answers.control_away() if place is self._api else answer
 
     def _signed(self, head: RequestHead, request_target: str) -> Place | Answer:
         if not is_signed_file_url(head.method, request_target):
@@ -78,3 +90,17 @@ class Router:
                 return answers.plain_text(self._stats.page())
             return answers.bad_request("The metrics are shown on this machine only.", 403)
         return answers.bad_request("There is no such page.", 404)
+
+
+def _let_in(head: RequestHead, route: Route, port: int) -> Place | Answer:
+    """The guest agent has a token of its own, and is told the host as it came; both are for user ports alone."""
+    if port == AGENT_PORT:
+        return Place(route=route, port=port)
+    if route.traffic_token:
+        given = head.single.get(TRAFFIC_TOKEN)
+        if given is None:
+            return answers.token_missing(route.sandbox_id, port)
+        if not hmac.compare_digest(given, route.traffic_token.encode()):
+            return answers.token_invalid(route.sandbox_id, port)
+    mask = route.mask_host.replace("${PORT}", str(port)).encode("ascii")
+    return Place(route=route, port=port, host=mask or None)

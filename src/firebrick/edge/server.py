@@ -1,13 +1,17 @@
 """The edge as a whole: listens, owns the connections' tasks, follows the catalog, ends in order."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from firebrick.catalog.base import CatalogReader
 from firebrick.clock import Clock
-from firebrick.edge.client import ClientLink, EdgeLimits, Shared
+from firebrick.edge.client import ClientLink
 from firebrick.edge.router import Router
 from firebrick.edge.stats import Stats
 from firebrick.edge.upstream import Sandboxes
+from firebrick.edge.visit import EdgeLimits, Shared
+from firebrick.edge.wakes import Wakes
 from firebrick.log import get_log
 
 BACKLOG_COUNT = 4096
@@ -22,9 +26,19 @@ class Edge:
 
     Args:
         domain: what follows `<port>-<id>.` in a sandbox's host name; a port in it is ignored.
+        api: address and port of the control plane's API, which is served as `api.<domain>`; None: it is not.
     """
 
-    def __init__(self, *, domain: str, catalog: CatalogReader, clock: Clock, limits: EdgeLimits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        domain: str,
+        catalog: CatalogReader,
+        clock: Clock,
+        limits: EdgeLimits | None = None,
+        api: tuple[str, int] | None = None,
+    ) -> None:
+        limits = limits or EdgeLimits()
         self.stats = Stats()
         self.stop_wanted = asyncio.Event()
         """For the owner of the process: set it on SIGTERM; set too when a task of the edge failed, so that the
@@ -33,10 +47,11 @@ class Edge:
         self._clock = clock
         self._sandboxes = Sandboxes(clock)
         self._shared = Shared(
-            router=Router(domain, catalog, self.stats),
+            router=Router(domain, catalog, self.stats, api),
             sandboxes=self._sandboxes,
+            wakes=Wakes(catalog, self._spawn, per_sandbox_count=limits.per_sandbox_count),
             stats=self.stats,
-            limits=limits or EdgeLimits(),
+            limits=limits,
             clock=clock,
             clients=set(),
             spawn=self._spawn,
@@ -100,9 +115,9 @@ class Edge:
             for child in children:
                 child.cancel()
 
-    def _spawn(self, client: ClientLink) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None, "connections are accepted only after the root task has started"
-        return self._tasks.create_task(client.serve())
+        return self._tasks.create_task(work)
 
     async def _follow(self) -> None:
         """Cut what is withdrawn; to ask for the next change is to confirm this one."""

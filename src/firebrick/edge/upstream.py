@@ -4,12 +4,15 @@ They belong to a machine, never to an address: a network slot's address is used 
 """
 
 import asyncio
+import ssl
 from functools import partial
 from typing import Protocol
 
 from firebrick.catalog.base import Route, Tombstone
 from firebrick.clock import Clock
+from firebrick.edge.heads import BadHead, parse_response
 from firebrick.edge.link import Link
+from firebrick.guestlink.base import AGENT_PORT
 from firebrick.model.ids import SandboxId
 
 CONNECT_TIMEOUT_S = 5.0
@@ -18,12 +21,21 @@ IDLE_LIMIT_S = 4.0
 RECENT_S = 1.0
 """A request that can't be repeated takes only a connection that was used this recently."""
 IDLE_PER_PORT_COUNT = 128
+FORWARD_HEADERS = b"Host: localhost\r\nConnection: Upgrade\r\nUpgrade: firebrick-tcp\r\n"
 
 
 class Breakable(Protocol):
     """An exchange under way with the sandbox."""
 
     def break_off(self) -> None: ...
+
+
+def unverified_tls() -> ssl.SSLContext:
+    """For ports that speak TLS inside a sandbox: the way to it is the host's own, whoever the certificate names."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class UpstreamLink(Link):
@@ -44,6 +56,19 @@ class UpstreamLink(Link):
         super().connection_lost(exc)
         self.sandbox.forget(self)
 
+    async def start_tls(self) -> None:
+        """Speak TLS from now on. Raises OSError (ssl.SSLError is one)."""
+        assert self.transport is not None
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                self.transport, self, unverified_tls(), ssl_handshake_timeout=CONNECT_TIMEOUT_S
+            )
+        except BaseException:
+            self.abort()
+            raise
+        assert secured is not None
+        self.secured_by(secured)
+
 
 class SandboxLinks:
     """What the edge holds of one execution of a sandbox."""
@@ -54,6 +79,8 @@ class SandboxLinks:
         self.exchanges: set[Breakable] = set()
         self.links: set[UpstreamLink] = set()
         self._idle: dict[int, list[UpstreamLink]] = {}
+        self._on_loopback: set[int] = set()
+        """Ports that refused at the machine's address and answered through its guest agent."""
         self._clock = clock
 
     @property
@@ -62,7 +89,8 @@ class SandboxLinks:
 
     def is_at(self, route: Route) -> bool:
         """Whether that route leads to this same machine."""
-        return (self.route.machine_id, self.route.address) == (route.machine_id, route.address)
+        mine = self.route
+        return (mine.machine_id, mine.address, mine.state) == (route.machine_id, route.address, route.state)
 
     def take(self, port: int, *, is_repeatable: bool) -> UpstreamLink | None:
         """An idle connection to that port, the last used first; None when there is none to trust."""
@@ -80,12 +108,54 @@ class SandboxLinks:
         return None
 
     async def connect(self, port: int) -> UpstreamLink:
-        """Open a connection. Raises: ConnectionRefusedError, TimeoutError, OSError."""
-        loop = asyncio.get_running_loop()
+        """Open a connection: to the machine's address, or through its agent to a server on its loopback.
+
+        Raises: ConnectionRefusedError — nothing listens there; TimeoutError, OSError.
+        """
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, link = await loop.create_connection(partial(UpstreamLink, self, port), self.route.address, port)
+            link = await self._reach(port)
+            if port in self.route.https_ports:
+                await link.start_tls()
         if self.is_withdrawn:
             link.abort()
+        return link
+
+    async def _reach(self, port: int) -> UpstreamLink:
+        has_agent = port != AGENT_PORT and bool(self.route.sandbox_id)
+        if has_agent and port in self._on_loopback:
+            try:
+                return await self._through_agent(port)
+            except ConnectionRefusedError:
+                # What listens there now may be another server, on another address.
+                self._on_loopback.discard(port)
+        try:
+            return await self._dial(port, port)
+        except ConnectionRefusedError:
+            if not has_agent:
+                raise
+        link = await self._through_agent(port)
+        self._on_loopback.add(port)
+        return link
+
+    async def _dial(self, port: int, dialled: int) -> UpstreamLink:
+        made = partial(UpstreamLink, self, port)
+        _, link = await asyncio.get_running_loop().create_connection(made, self.route.address, dialled)
+        return link
+
+    async def _through_agent(self, port: int) -> UpstreamLink:
+        """See `GET /firebrick/port/<port>` in api/guest.md. Raises ConnectionRefusedError."""
+        link = await self._dial(port, AGENT_PORT)
+        try:
+            link.write(b"GET /firebrick/port/%d HTTP/1.1\r\n%s\r\n" % (port, FORWARD_HEADERS))
+            raw = await link.read_head()
+            if raw is None or parse_response(raw).status != 101:
+                raise ConnectionRefusedError(f"nothing listens on port {port}, on any address")
+        except BadHead as exc:
+            link.abort()
+            raise ConnectionRefusedError("the guest agent's answer is not HTTP") from exc
+        except BaseException:
+            link.abort()
+            raise
         return link
 
     def give_back(self, link: UpstreamLink) -> None:

@@ -12,8 +12,8 @@ from firebrick import log
 from firebrick.catalog.follower import CatalogFollower
 from firebrick.clock import SystemClock
 from firebrick.config import Config, load_config
-from firebrick.edge.client import EdgeLimits
 from firebrick.edge.server import Edge
+from firebrick.edge.visit import EdgeLimits
 
 RESERVED_FILES_COUNT = 256
 """Descriptors kept for everything that is not a connection."""

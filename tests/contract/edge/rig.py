@@ -11,8 +11,8 @@ from typing import Any
 from firebrick.catalog.base import Route
 from firebrick.catalog.memory import MemoryCatalog
 from firebrick.clock import SystemClock
-from firebrick.edge.client import EdgeLimits
 from firebrick.edge.server import Edge
+from firebrick.edge.visit import EdgeLimits
 from firebrick.model.ids import new_machine_id, new_sandbox_id
 from tests.support.wait import wait_for
 
@@ -193,9 +193,9 @@ def get(route: Route, port: int, path: str = "/", *, method: str = "GET", extra:
 
 
 @asynccontextmanager
-async def open_rig(limits: EdgeLimits | None = None) -> AsyncIterator[Rig]:
+async def open_rig(limits: EdgeLimits | None = None, *, api: tuple[str, int] | None = None) -> AsyncIterator[Rig]:
     catalog = MemoryCatalog()
-    edge = Edge(domain=DOMAIN, catalog=catalog, clock=SystemClock(), limits=limits)
+    edge = Edge(domain=DOMAIN, catalog=catalog, clock=SystemClock(), limits=limits, api=api)
     rig = Rig(edge, catalog, await edge.serve("127.0.0.1", 0))
     try:
         yield rig

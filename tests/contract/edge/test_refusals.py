@@ -10,7 +10,7 @@ import pytest
 from e2b.sandbox.signature import get_signature
 
 from firebrick.catalog.base import Route
-from firebrick.edge.client import EdgeLimits
+from firebrick.edge.visit import EdgeLimits
 from firebrick.guestlink.base import AGENT_PORT
 from firebrick.model.ids import new_machine_id, new_sandbox_id
 from tests.contract.edge.rig import Request, Rig, Stub, get, open_rig, say_ok
