@@ -30,7 +30,12 @@ class Config:
     host: str = setting("127.0.0.1", "address", "address that the API and the edge listen on")
     api_port: int = setting(3000, "port", "port of the REST API")
     edge_port: int = setting(3002, "port", "port of the edge: all traffic to sandboxes")
-    domain: str = setting("", "name", "domain of sandbox host names; empty means sandbox.localhost:<edge_port>")
+    tls_port: int = setting(0, "port", "port on which the edge speaks TLS; 0: none; `up --tls` takes 3443")
+    tls_certificate: str = setting("", "path", "certificate chain of *.<domain>; empty: a local authority makes one")
+    tls_key: str = setting("", "path", "its key")
+    domain: str = setting(
+        "", "name", "domain of sandbox host names, a port in it if it is not 443; empty: sandbox.localhost:<port>"
+    )
     runtime: str = setting("auto", "name", "auto, gvisor, container or sim; auto takes the strongest that works here")
     runsc_path: str = setting("", "path", "runsc binary; empty: the one installed by us, then PATH")
     oci_runtime_path: str = setting("", "path", "runc or crun binary; empty: found on PATH")
@@ -63,7 +68,7 @@ class Config:
     @property
     def sandbox_domain(self) -> str:
         """What follows `<port>-<id>.` in a sandbox's host name; may hold a port."""
-        return self.domain or f"sandbox.localhost:{self.edge_port}"
+        return self.domain or f"sandbox.localhost:{self.tls_port or self.edge_port}"
 
     @property
     def run_dir(self) -> Path:
@@ -161,6 +166,10 @@ def _check(config: Config) -> None:
             raise Invalid(f"Setting '{key}' must be a port from 1 to 65535, not {getattr(config, key)}.")
     if config.api_port == config.edge_port:
         raise Invalid(f"Settings 'api_port' and 'edge_port' are both {config.api_port}; give them different ports.")
+    if config.tls_port in (config.api_port, config.edge_port) or not 0 <= config.tls_port < 65536:
+        raise Invalid(f"Setting 'tls_port' must be a port of its own, or 0 for none, not {config.tls_port}.")
+    if bool(config.tls_certificate) != bool(config.tls_key):
+        raise Invalid("Settings 'tls_certificate' and 'tls_key' go together: give both, or neither.")
     if config.runtime not in ("auto", "gvisor", "container", "sim"):
         raise Invalid(f"Setting 'runtime' must be auto, gvisor, container or sim, not '{config.runtime}'.")
     if config.autopsy_hours < 24:

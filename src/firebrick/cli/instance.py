@@ -75,4 +75,6 @@ def env() -> None:
     if target is None:
         fail(f"No instance in {config.data_dir}. Start one with `firebrick up`.")
     pairs = " ".join(f"{key}={value}" for key, value in target.as_env().items())
+    if target.domain:
+        print("unset E2B_API_URL E2B_SANDBOX_URL")
     print(f"export {pairs}")

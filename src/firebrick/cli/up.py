@@ -9,13 +9,16 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
+import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -29,14 +32,17 @@ from firebrick.clock import SystemClock
 from firebrick.config import Config, load_config
 from firebrick.doctor.doctor import Report, examine, find_runsc
 from firebrick.doctor.mend import mend
+from firebrick.doctor.names import probe_names
 from firebrick.doctor.packages import missing_packages
 from firebrick.doctor.rendering import show_report
-from firebrick.model.errors import FirebrickError
+from firebrick.doctor.result import ProbeStatus
+from firebrick.model.errors import FirebrickError, Unavailable
 from firebrick.model.machine import RuntimeName
 from firebrick.supervisor import lifecycle
 from firebrick.supervisor.roles import SUPERVISOR, running
 
 FIRST_COMMAND = "uname -sr && id -un && python3 -c 'print(6*7)'"
+TLS_PORT = 3443
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -47,13 +53,18 @@ def up(
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
     api_port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
     edge_port: Annotated[int | None, typer.Option(help="Port of the edge.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help=f"TLS and HTTP/2, on {TLS_PORT} unless tls_port is set.")] = False,
 ) -> None:
     """Set this machine up, start everything, run a first sandbox, and say how to reach it."""
     began = perf_counter()
     config = load_config(data_dir=data_dir, runtime=runtime, api_port=api_port, edge_port=edge_port)
+    if tls and not config.tls_port:
+        config = load_config(**asdict(config) | {"tls_port": TLS_PORT})
     was_running = running(config, SUPERVISOR) is not None
     chosen = asyncio.run(prepare(config))
     asyncio.run(lifecycle.start(config, SystemClock()))
+    if config.tls_port:
+        check_tls(config)
     shown = first_sandbox(config) if config.runtime != RuntimeName.SIM else "simulated machines run no commands"
     summary(config, chosen, shown, perf_counter() - began)
     if not detach and not was_running:
@@ -149,6 +160,25 @@ def first_sandbox(config: Config) -> str:
     )
 
 
+def check_tls(config: Config) -> None:
+    """Ask the API for its health by its own name, trusting the local authority: as a client of E2B will.
+
+    Raises: Unavailable — says which part does not work, and what mends it.
+    """
+    target = lifecycle.credentials(config)
+    assert target is not None
+    assert target.files is not None
+    bundle = target.files.bundle
+    context = ssl.create_default_context(cafile=str(bundle) if bundle else None)
+    try:
+        httpx.get(f"https://api.{target.domain}/health", verify=context, timeout=5, trust_env=False).raise_for_status()
+    except httpx.HTTPError as exc:
+        raise Unavailable(
+            f"The edge cannot be reached at https://api.{target.domain}: {exc}. Was the instance up without --tls? "
+            "Then `firebrick down` first. Does the name lead here? `firebrick doctor` tells.",
+        ) from exc
+
+
 def summary(config: Config, runtime: RuntimeName, first: str, took_s: float) -> None:
     target = lifecycle.credentials(config)
     if target is None:
@@ -157,6 +187,8 @@ def summary(config: Config, runtime: RuntimeName, first: str, took_s: float) -> 
     out.print(f"  API            {target.api_url}\n  edge           {target.sandbox_url}", markup=False)
     out.print(f"  first sandbox  {first}\n  data           {config.data_dir}", markup=False, soft_wrap=True)
     out.print("\nPoint E2B's clients here:\n", markup=False)
+    if target.domain:
+        print("unset E2B_API_URL E2B_SANDBOX_URL")
     for name, value in target.as_env().items():
         print(f"export {name}={value}")
 
@@ -181,6 +213,8 @@ def _cached_verdict(config: Config) -> RuntimeName | None:
     try:
         saved = json.loads(lifecycle.runtimes_file(config).read_text())
         if saved["boot_id"] != BOOT_ID.read_text().strip() or saved["wanted"] != config.runtime:
+            return None
+        if config.tls_port and probe_names(config).status is not ProbeStatus.OK:
             return None
         return RuntimeName(saved["runtime"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -9,6 +9,7 @@ from typing import Any
 
 from firebrick.config import Config
 from firebrick.doctor import feature_probes, machine_probes
+from firebrick.doctor.names import probe_names
 from firebrick.doctor.packages import probe_packages
 from firebrick.doctor.result import ProbeResult, ProbeStatus
 from firebrick.model.machine import RuntimeName
@@ -97,6 +98,7 @@ async def examine(config: Config, *, runtime_probes: Iterable[RuntimeProbe]) -> 
         lambda: asyncio.to_thread(machine_probes.probe_inotify),
         lambda: asyncio.to_thread(machine_probes.probe_port, config, "api_port"),
         lambda: asyncio.to_thread(machine_probes.probe_port, config, "edge_port"),
+        *([lambda: asyncio.to_thread(probe_names, config)] if config.tls_port else []),
     ]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_run(probe)) for probe in probes]

@@ -25,13 +25,13 @@ _ADDED_BY_PROXIES = (b"x-forwarded-", b"forwarded", b"x-real-ip")
 _OURS = b"x-firebrick-"
 TRAFFIC_TOKEN = b"e2b-traffic-access-token"
 """For the edge alone: what runs in a sandbox must not learn who may visit it."""
-_SINGLE = frozenset(
+SINGLE = frozenset(
     (
         b"host", b"content-length", b"transfer-encoding", b"e2b-sandbox-id", b"e2b-sandbox-port", b"expect",
         b"e2b-traffic-access-token",
     )
 )  # fmt: skip
-_TARGET = re.compile(rb"(?:/[!\"$-~]*|\*)\Z")
+TARGET = re.compile(rb"(?:/[!\"$-~]*|\*)\Z")
 """Without `#`: a fragment is never sent, and parsers differ in what they make of one."""
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([!-~]*)\Z", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
@@ -244,7 +244,7 @@ def _collect(headers: list[Header]) -> tuple[dict[bytes, bytes], frozenset[bytes
     single: dict[bytes, bytes] = {}
     connection: frozenset[bytes] = frozenset()
     for lower, name, value in headers:
-        if lower in _SINGLE:
+        if lower in SINGLE:
             if lower in single:
                 raise BadHead(f"The header {name.decode('latin-1')} stands twice.")
             single[lower] = value
@@ -259,15 +259,21 @@ def _framing(single: dict[bytes, bytes], *, is_http10: bool) -> tuple[int | None
         if length is not None or is_http10 or encoding.lower() != b"chunked":
             raise BadHead("Transfer-Encoding may only be 'chunked', in HTTP/1.1 and without Content-Length.")
         return None, True
+    return length_of(single), False
+
+
+def length_of(single: dict[bytes, bytes]) -> int | None:
+    """What Content-Length says. Raises BadHead."""
+    length = single.get(b"content-length")
     if length is None:
-        return None, False
+        return None
     if _LENGTH.match(length) is None:
         raise BadHead("Content-Length is not a number.")
-    return int(length), False
+    return int(length)
 
 
 def _origin_form(target: bytes, host: bytes) -> bytes:
-    if _TARGET.match(target):
+    if TARGET.match(target):
         return target
     match = _ABSOLUTE.match(target)
     if match is None:
@@ -275,7 +281,7 @@ def _origin_form(target: bytes, host: bytes) -> bytes:
     if match[1].lower() != host.lower():
         raise BadHead("The request target and the Host header name different hosts.")
     path = match[2] if match[2].startswith(b"/") else b"/" + match[2]
-    if not _TARGET.match(path):
+    if not TARGET.match(path):
         raise BadHead("The request target holds a fragment.")
     return path
 

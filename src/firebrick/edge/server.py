@@ -1,7 +1,8 @@
 """The edge as a whole: listens, owns the connections' tasks, follows the catalog, ends in order."""
 
 import asyncio
-from collections.abc import Coroutine
+import ssl
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from firebrick.catalog.base import CatalogReader
@@ -9,6 +10,7 @@ from firebrick.clock import Clock
 from firebrick.edge.client import ClientLink
 from firebrick.edge.router import Router
 from firebrick.edge.stats import Stats
+from firebrick.edge.tls import TlsEntry
 from firebrick.edge.upstream import Sandboxes
 from firebrick.edge.visit import EdgeLimits, Shared
 from firebrick.edge.wakes import Wakes
@@ -17,6 +19,7 @@ from firebrick.log import get_log
 BACKLOG_COUNT = 4096
 SWEEP_S = 1.0
 GRACE_S = 5.0
+HANDSHAKE_TIMEOUT_S = 10.0
 
 log = get_log("edge")
 
@@ -56,28 +59,47 @@ class Edge:
             clients=set(),
             spawn=self._spawn,
         )
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._tasks: asyncio.TaskGroup | None = None
         self._root: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
     async def serve(self, host: str, port: int) -> int:
-        """Listen; return the port (asked for as 0: any free one) once connections are accepted.
+        """Listen for plain HTTP/1.1; return the port (asked for as 0: any free one) once connections are accepted.
 
         Raises: OSError — the address can't be listened on.
         """
+        await self._start()
+        return await self._listen(host, port, lambda: ClientLink(self._shared))
+
+    async def serve_tls(self, host: str, port: int, context: ssl.SSLContext) -> int:
+        """Listen for HTTP/2 and HTTP/1.1 in TLS, beside `serve` or alone; `context` as `server_context` makes it.
+
+        Raises: OSError — the address can't be listened on.
+        """
+        await self._start()
+        return await self._listen(
+            host, port, lambda: TlsEntry(self._shared), ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+        )
+
+    async def _start(self) -> None:
+        if self._root is not None:
+            return
         started = asyncio.Event()
         self._root = asyncio.create_task(self._run(started), name="edge")
         self._root.add_done_callback(lambda _: self.stop_wanted.set())
         await started.wait()
+
+    async def _listen(self, host: str, port: int, factory: Callable[[], asyncio.Protocol], **tls: Any) -> int:
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: ClientLink(self._shared), host, port, backlog=BACKLOG_COUNT)
+            server = await loop.create_server(factory, host, port, backlog=BACKLOG_COUNT, **tls)
         except OSError:
             await self.close(grace_s=0)
             raise
-        bound: int = self._server.sockets[0].getsockname()[1]
-        log.info("edge.listening", host=host, port=bound)
+        self._servers.append(server)
+        bound: int = server.sockets[0].getsockname()[1]
+        log.info("edge.listening", host=host, port=bound, tls=bool(tls))
         return bound
 
     async def close(self, grace_s: float = GRACE_S) -> None:
@@ -86,8 +108,8 @@ class Edge:
         Raises: ExceptionGroup — a task of the edge had failed.
         """
         self._shared.is_closing = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for client in list(self._shared.clients):
             if client.is_idle:
                 client.close()
@@ -101,9 +123,8 @@ class Edge:
         root, self._root = self._root, None
         if root is not None:
             await root
-        if self._server is not None:
-            await self._server.wait_closed()
-            self._server = None
+        while self._servers:
+            await self._servers.pop().wait_closed()
 
     async def _run(self, started: asyncio.Event) -> None:
         """The root of every task of the edge."""

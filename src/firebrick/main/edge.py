@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import signal
+import socket
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,11 @@ from firebrick.catalog.follower import CatalogFollower
 from firebrick.clock import SystemClock
 from firebrick.config import Config, load_config
 from firebrick.edge.server import Edge
+from firebrick.edge.tls import server_context
 from firebrick.edge.visit import EdgeLimits
+from firebrick.model.errors import Invalid
+from firebrick.supervisor.certificates import ensure_certificates
+from firebrick.supervisor.roles import reachable_host
 
 RESERVED_FILES_COUNT = 256
 """Descriptors kept for everything that is not a connection."""
@@ -30,17 +35,34 @@ def raise_file_limit() -> int:
     return wanted
 
 
+def has_ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 async def run(config: Config, limits: EdgeLimits) -> None:
     """Serve until SIGTERM or SIGINT, then end in order."""
     clock = SystemClock()
     catalog = CatalogFollower(config.catalog_socket, clock)
-    edge = Edge(domain=config.sandbox_domain, catalog=catalog, clock=clock, limits=limits)
+    api = (reachable_host(config.host), config.api_port)
+    edge = Edge(domain=config.sandbox_domain, catalog=catalog, clock=clock, limits=limits, api=api)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, edge.stop_wanted.set)
     catalog.start()
     try:
         await edge.serve(config.host, config.edge_port)
+        if config.tls_port:
+            files = ensure_certificates(config, clock)
+            context = server_context(files.certificate, files.key)
+            await edge.serve_tls(config.host, config.tls_port, context)
+            if config.host == "127.0.0.1" and has_ipv6_loopback():
+                # Resolvers give *.localhost both addresses, and some clients try one only.
+                await edge.serve_tls("::1", config.tls_port, context)
         await edge.stop_wanted.wait()
         await edge.close()
     finally:
@@ -56,7 +78,12 @@ def main() -> int:
     try:
         uvloop.run(run(config, limits))
     except OSError as exc:
-        log.get_log("main").error("edge.refused", host=config.host, port=config.edge_port, reason=exc.strerror)
+        log.get_log("main").error(
+            "edge.refused", host=config.host, port=config.edge_port, tls_port=config.tls_port, reason=exc.strerror
+        )
+        return 1
+    except Invalid as exc:
+        log.get_log("main").error("edge.refused", message=exc.message)
         return 1
     return 0
 

@@ -4,13 +4,14 @@ import asyncio
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firebrick.clock import Clock
 from firebrick.config import Config
 from firebrick.linux.process import ProcessRef, run, spawn_detached, wait_gone
 from firebrick.model.errors import Unavailable
+from firebrick.supervisor.certificates import TlsFiles, ensure_certificates, tls_files
 from firebrick.supervisor.keeper import log_file
 from firebrick.supervisor.roles import (
     SUPERVISOR,
@@ -25,17 +26,28 @@ from firebrick.supervisor.roles import (
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
+TLS_PORT_FILE = "tls_port"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a client needs to reach this instance: the three values of `firebrick env`."""
+    """What a client needs to reach this instance. `domain` is set when the edge speaks TLS: then it and the key are
+    all that E2B's clients need, and trust in `files.ca`."""
 
     api_url: str
     sandbox_url: str
     api_key: str
+    domain: str = ""
+    files: TlsFiles | None = None
 
     def as_env(self) -> dict[str, str]:
+        """The variables of `firebrick env`. In TLS the two URLs must not be set: they would win over the domain."""
+        if self.domain:
+            found = {"E2B_DOMAIN": self.domain, "E2B_API_KEY": self.api_key}
+            if self.files is not None and self.files.bundle is not None:
+                found |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self.files.bundle))
+                found["NODE_EXTRA_CA_CERTS"] = str(self.files.ca)
+            return found
         return {
             "E2B_API_URL": self.api_url,
             "E2B_SANDBOX_URL": self.sandbox_url,
@@ -76,11 +88,22 @@ def credentials(config: Config) -> Credentials | None:
     if key is None:
         return None
     host = reachable_host(config.host)
+    config = replace(config, tls_port=config.tls_port or _running_tls_port(config))
     return Credentials(
         api_url=f"http://{host}:{config.api_port}",
         sandbox_url=f"http://{host}:{config.edge_port}",
         api_key=key,
+        domain=config.sandbox_domain if config.tls_port else "",
+        files=tls_files(config) if config.tls_port else None,
     )
+
+
+def _running_tls_port(config: Config) -> int:
+    """The port that was given to `up` by option, so that `firebrick env` need not be told again; 0: none."""
+    try:
+        return int((config.run_dir / TLS_PORT_FILE).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 async def start(config: Config, clock: Clock) -> None:
@@ -92,6 +115,11 @@ async def start(config: Config, clock: Clock) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     # Mapped root of a container must pass through to its disk; what is secret below has modes of its own.
     config.data_dir.chmod(0o711)
+    if running(config, SUPERVISOR) is None:
+        (config.run_dir / TLS_PORT_FILE).write_text(str(config.tls_port))
+        if config.tls_port:
+            # Here too, and not only in the edge: what is wrong with the files is told to who runs `up`.
+            ensure_certificates(config, clock)
     keeper = running(config, SUPERVISOR) or spawn_detached(
         role_argv(SUPERVISOR), log=log_file(config, SUPERVISOR), env=role_env(config)
     )

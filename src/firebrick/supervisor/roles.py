@@ -55,6 +55,7 @@ def role_env(config: Config) -> dict[str, str]:
         "FIREBRICK_HOST": config.host,
         "FIREBRICK_API_PORT": str(config.api_port),
         "FIREBRICK_EDGE_PORT": str(config.edge_port),
+        "FIREBRICK_TLS_PORT": str(config.tls_port),
         "FIREBRICK_RUNTIME": config.runtime,
     }
 

@@ -65,7 +65,7 @@ async def test_the_edge_process_follows_the_catalog(tmp_path: Path) -> None:
     async with edge_process(tmp_path, port) as child:
         try:
             health = b"GET /__firebrick/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-            await wait_for(lambda: ask(port, health))
+            await wait_for(lambda: ask(port, health), timeout_s=90)
             early = await ask(port, asking)
             assert early is not None
             assert early.status == 503
@@ -105,6 +105,6 @@ async def test_the_edge_process_follows_the_catalog(tmp_path: Path) -> None:
 async def test_the_edge_process_refuses_a_taken_port(tmp_path: Path) -> None:
     """A port that is in use ends the process with status 1, for the supervisor to report."""
     stub = await Stub(say_ok, "127.0.0.1").start()
-    async with edge_process(tmp_path, stub.port) as child, asyncio.timeout(20):
+    async with edge_process(tmp_path, stub.port) as child, asyncio.timeout(90):
         assert await child.wait() == 1
     await stub.close()
