@@ -46,7 +46,7 @@ class FrameDecoder:
         self._buffer = bytearray()
         self._is_ended = False
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         self._buffer += data
 
     def next(self) -> bytes | None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import time
+import zlib
 from calendar import timegm
 
 from firebrick_guest.errors import HttpError, http_error_of
@@ -30,38 +31,47 @@ _TYPES = {
     "xml": "text/xml; charset=utf-8",
     "zip": "application/zip",
 }
+_CONDITIONS = ("range", "if-range", "if-none-match", "if-modified-since")
 _PLAIN = frozenset("!#$&+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 async def send_file(exchange: Exchange, path: str) -> None:
     """Raises HttpError: 400 (not a regular file), 404, 406 (no acceptable coding), 416 (range outside)."""
-    _check_accepted(exchange.head.headers.get("accept-encoding", ""))
+    asked = exchange.head.headers
+    coding = content_coding(asked.get("accept-encoding", ""), is_partial=any(name in asked for name in _CONDITIONS))
     descriptor = _open(path)
     try:
         found = os.fstat(descriptor)
         headers = _headers(path, found)
-        if _is_unchanged(exchange.head.headers, found):
+        if _is_unchanged(asked, found):
             exchange.answer(304, headers)
             return
-        wanted = exchange.head.headers.get("range")
-        window = _window(wanted, found.st_size) if wanted and _range_holds(exchange.head.headers, found) else None
+        wanted = asked.get("range")
+        window = _window(wanted, found.st_size) if wanted and _range_holds(asked, found) else None
         if window:
-            await _send_window(exchange, descriptor, headers, window, found.st_size)
+            first, last = window
+            headers += f"Content-Range: bytes {first}-{last}/{found.st_size}\r\n"
+            await _send_part(exchange, descriptor, 206, headers, first, last - first + 1)
+        elif coding == "gzip":
+            await _send_packed(exchange, descriptor, f"{headers}Content-Encoding: gzip\r\n")
         else:
-            await _send_all(exchange, descriptor, headers)
+            await _send_all(exchange, descriptor, headers, found.st_size)
     except OSError as exc:
         raise http_error_of(exc, f"cannot read {path}") from exc
     finally:
         os.close(descriptor)
 
 
-async def _send_all(exchange: Exchange, descriptor: int, headers: str) -> None:
-    # The size that stat tells is not to be trusted: files of /proc say 0, and others grow while we read. So a
-    # short file is read first and its length told, and a long one is sent in chunks up to wherever it ends.
+async def _send_all(exchange: Exchange, descriptor: int, headers: str, size_bytes: int) -> None:
+    # The size that stat tells is not to be trusted when it is small: files of /proc say 0 and of /sys 4096. So a short
+    # file is read first and its length told, and one that is longer than its size is sent in chunks up to its end.
     first = _read(descriptor, PIECE_BYTES)
     second = _read(descriptor, PIECE_BYTES) if first else b""
     if not second:
         exchange.answer(200, headers, first)
+        return
+    if size_bytes > len(first) + len(second):
+        await _send_part(exchange, descriptor, 200, headers, 0, size_bytes)
         return
     exchange.begin_stream(200, headers, first)
     piece = second
@@ -72,22 +82,29 @@ async def _send_all(exchange: Exchange, descriptor: int, headers: str) -> None:
     exchange.end_stream()
 
 
-async def _send_window(
-    exchange: Exchange, descriptor: int, headers: str, window: tuple[int, int], size_bytes: int
-) -> None:
-    first, last = window
-    left = last - first + 1
-    exchange.begin_length(206, f"{headers}Content-Range: bytes {first}-{last}/{size_bytes}\r\n", left)
-    os.lseek(descriptor, first, os.SEEK_SET)
-    while left:
-        piece = await asyncio.to_thread(_read, descriptor, min(left, PIECE_BYTES))
-        if not piece:
-            # The file has shrunk: only breaking the connection tells the client that something is missing.
-            return
-        left -= len(piece)
-        exchange.write_raw(piece)
+async def _send_part(exchange: Exchange, descriptor: int, status: int, headers: str, first: int, length: int) -> None:
+    exchange.begin_length(status, headers, length)
+    with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+        sent = await exchange.send_file(file, first, length)
+    # If the file has shrunk, only breaking the connection tells the client that something is missing.
+    exchange.is_finished = sent == length
+
+
+async def _send_packed(exchange: Exchange, descriptor: int, headers: str) -> None:
+    packer = zlib.compressobj(level=1, wbits=31)
+    exchange.begin_stream(200, headers)
+    while piece := await asyncio.to_thread(_read_packed, descriptor, packer):
+        exchange.write(piece)
         await exchange.drain()
-    exchange.is_finished = True
+    exchange.end_stream(packer.flush())
+
+
+def _read_packed(descriptor: int, packer: "zlib._Compress") -> bytes:
+    """The next of the packed file; b"" when only the flush is left."""
+    while data := _read(descriptor, PIECE_BYTES):
+        if packed := packer.compress(data):
+            return packed
+    return b""
 
 
 def _read(descriptor: int, size_bytes: int) -> bytes:
@@ -182,12 +199,31 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 19
 
 
-def _check_accepted(accepted: str) -> None:
-    """We always send the file as it is; refuse a client that rules that out."""
-    choices: dict[str, str] = {}
+def content_coding(accepted: str, *, is_partial: bool) -> str:
+    """ "gzip" or "identity": what to send to a client that accepts `accepted`. Raises HttpError 406.
+
+    Every HTTP library accepts gzip unasked, beside other codings; packing for all of them would make large files ten
+    times slower. So gzip is for who names nothing else, as E2B's clients do for gzip=True, or wants no identity.
+    """
+    weights: dict[str, float] = {}
     for item in accepted.lower().split(","):
-        name, _, weight = item.partition(";")
-        choices[name.strip()] = weight.replace(" ", "")
-    weight = choices.get("identity", choices.get("*", ""))
-    if weight.startswith("q=0") and not weight.removeprefix("q=0").strip(".0"):
-        raise HttpError(406, "no acceptable content coding: this server sends identity")
+        name, _, parameter = item.partition(";")
+        if name.strip():
+            weights[name.strip()] = _weight(parameter)
+    any_weight = weights.get("*")
+    gzip = weights.get("gzip", weights.get("x-gzip", any_weight or 0.0))
+    identity = weights.get("identity", 1.0 if any_weight is None else any_weight)
+    if is_partial or not gzip:
+        if not identity:
+            raise HttpError(406, "no acceptable content coding: this server sends identity, and gzip for whole files")
+        return "identity"
+    is_asked_for = all(name in ("gzip", "x-gzip") for name, weight in weights.items() if weight)
+    return "gzip" if is_asked_for or not identity else "identity"
+
+
+def _weight(parameter: str) -> float:
+    name, _, value = parameter.replace(" ", "").partition("=")
+    try:
+        return float(value) if name == "q" else 1.0
+    except ValueError:
+        return 1.0

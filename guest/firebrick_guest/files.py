@@ -32,7 +32,7 @@ class Upload:
         self._tags = tags
         self._descriptor = _open_for_writing(path, user, watches)
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray) -> None:
         try:
             if len(data) <= INLINE_BYTES:
                 _write_all(self._descriptor, data)
@@ -74,6 +74,7 @@ class FileRoutes:
         self._watches.catch_up()
         tags = metadata.from_headers(head.headers)
         kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+        exchange.expect_bulk()
         body = _plain_body(exchange)
         if kind == "multipart/form-data":
             told = await self._multipart(exchange, body, user, tags)
@@ -88,7 +89,7 @@ class FileRoutes:
         await send_file(exchange, path)
 
     async def _octets(
-        self, exchange: Exchange, body: AsyncIterator[bytes], user: User, tags: dict[str, str]
+        self, exchange: Exchange, body: AsyncIterator[bytes | bytearray], user: User, tags: dict[str, str]
     ) -> dict[str, object]:
         path = exchange.head.argument("path")
         if not path:
@@ -102,7 +103,7 @@ class FileRoutes:
             upload.abort()
 
     async def _multipart(
-        self, exchange: Exchange, body: AsyncIterator[bytes], user: User, tags: dict[str, str]
+        self, exchange: Exchange, body: AsyncIterator[bytes | bytearray], user: User, tags: dict[str, str]
     ) -> list[dict[str, object]]:
         parser = MultipartParser(boundary_of(exchange.head.headers["content-type"]))
         only_path = exchange.head.argument("path")
@@ -159,7 +160,7 @@ class FileRoutes:
             raise HttpError(400, exc.message) from exc
 
 
-async def _plain_body(exchange: Exchange) -> AsyncIterator[bytes]:
+async def _plain_body(exchange: Exchange) -> AsyncIterator[bytes | bytearray]:
     """The body with its content coding undone, in bounded pieces however well it was packed."""
     coding = exchange.head.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("gzip", "x-gzip", "identity", ""):
@@ -235,7 +236,7 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

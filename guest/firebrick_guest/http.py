@@ -7,6 +7,7 @@ while the client does not read (so an answer never does).
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import BinaryIO
 
 from firebrick_guest.errors import HttpError
 from firebrick_guest.http_head import MAX_HEAD_BYTES, ChunkDecoder, Head, parse_head
@@ -15,6 +16,8 @@ from firebrick_guest.json_text import dump_json
 READ_AHEAD_BYTES = 256 * 1024
 WRITE_AHEAD_BYTES = 256 * 1024
 PIECE_BYTES = 256 * 1024
+# Of a file that is sent or received: larger pieces cost fewer hand-overs between threads.
+BULK_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 2000
 # The guest itself may not take them all: the rest is for those who come from outside.
 MAX_OWN_CONNECTIONS = 1500
@@ -82,8 +85,12 @@ class Exchange:
     def local_port(self) -> int:
         return int(self._connection.transport.get_extra_info("sockname")[1])
 
-    async def read(self) -> bytes:
-        """The next piece of the body, at most PIECE_BYTES; b"" at its end.
+    def expect_bulk(self) -> None:
+        """From now on read up to BULK_BYTES of the body ahead of whoever consumes it."""
+        self._connection.read_ahead_bytes = BULK_BYTES
+
+    async def read(self) -> bytes | bytearray:
+        """The next piece of the body, at most what is read ahead or PIECE_BYTES; b"" at its end. The caller owns it.
 
         Raises: HttpError 400 (broken chunks), 408 (the client stalls).
         """
@@ -92,18 +99,24 @@ class Exchange:
             return b""
         connection.send_continue(self.head)
         while True:
-            piece = self._take(connection.buffer)
+            piece = self._take(connection)
             if piece or self.body_is_read:
                 connection.relieve()
                 return piece
             await connection.more(BODY_TIMEOUT_S)
 
-    def _take(self, buffer: bytearray) -> bytes:
+    def _take(self, connection: "Connection") -> bytes | bytearray:
+        buffer = connection.buffer
         if self._decoder:
             return self._decoder.feed(buffer, PIECE_BYTES)
-        piece = bytes(buffer[: min(self._left, PIECE_BYTES)])
-        del buffer[: len(piece)]
-        self._left -= len(piece)
+        if len(buffer) <= self._left:
+            # Nearly always: the buffer itself changes hands, and nothing is copied.
+            connection.buffer = bytearray()
+            self._left -= len(buffer)
+            return buffer
+        piece = buffer[: self._left]
+        del buffer[: self._left]
+        self._left = 0
         return piece
 
     async def read_all(self, limit: int) -> bytes:
@@ -112,7 +125,7 @@ class Exchange:
             raise HttpError(413, f"the body is longer than {limit} bytes")
         first = await self.read()
         if self.body_is_read and len(first) <= limit:
-            return first
+            return bytes(first)
         pieces = bytearray(first)
         while piece := await self.read():
             pieces += piece
@@ -147,6 +160,24 @@ class Exchange:
 
     def write_raw(self, piece: bytes) -> None:
         self._connection.transport.write(piece)
+
+    async def send_file(self, file: BinaryIO, offset: int, count: int) -> int:
+        """Let the kernel send a part of a file that `begin_length` has promised; how many bytes it has sent, fewer only
+        at the file's end.
+
+        Raises: OSError, of the file or of the connection.
+        """
+        sent = 0
+        while sent < count:
+            # One piece at a time: in between others are served, and nobody waits for a whole file.
+            piece_bytes = min(count - sent, BULK_BYTES)
+            done = await asyncio.get_running_loop().sendfile(
+                self._connection.transport, file, offset + sent, piece_bytes
+            )
+            sent += done
+            if done < piece_bytes:
+                break
+        return sent
 
     def probe_with(self, piece: bytes) -> None:
         """Let the connection send `piece` of this stream at any time to learn whether the client is still there."""
@@ -203,6 +234,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: "HttpServer") -> None:
         self._server = server
         self.buffer = bytearray()
+        self.read_ahead_bytes = READ_AHEAD_BYTES
         self._is_read_paused = False
         self.is_write_paused = False
         self._write_ahead_bytes = WRITE_AHEAD_BYTES
@@ -231,7 +263,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        if len(self.buffer) > READ_AHEAD_BYTES and not self._is_read_paused:
+        if len(self.buffer) > self.read_ahead_bytes and not self._is_read_paused:
             self._is_read_paused = True
             self.transport.pause_reading()
         _wake(self._waiter)
@@ -275,7 +307,7 @@ class Connection(asyncio.Protocol):
 
     def relieve(self) -> None:
         """Go on reading once what was read ahead is consumed."""
-        if self._is_read_paused and len(self.buffer) <= READ_AHEAD_BYTES // 2:
+        if self._is_read_paused and len(self.buffer) <= self.read_ahead_bytes // 2:
             self._is_read_paused = False
             self.transport.resume_reading()
 
@@ -343,6 +375,7 @@ class Connection(asyncio.Protocol):
         return await self._linger(exchange) and exchange.keep_alive
 
     async def _linger(self, exchange: Exchange) -> bool:
+        self.read_ahead_bytes = READ_AHEAD_BYTES
         if exchange.body_is_read:
             return True
         dropped = 0

@@ -131,7 +131,8 @@ class ChunkDecoder:
             if self._state == "data":
                 if not buffer:
                     return b""
-                piece = bytes(buffer[: min(self._left, limit)])
+                with memoryview(buffer) as view:
+                    piece = bytes(view[: min(self._left, limit)])
                 del buffer[: len(piece)]
                 self._left -= len(piece)
                 if not self._left:

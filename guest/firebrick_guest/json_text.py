@@ -7,8 +7,12 @@ from firebrick_guest.errors import ConnectError
 
 
 def dump_json(value: object) -> bytes:
-    """Compact JSON. File names that are not UTF-8 lose the bytes that are not."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    """Compact JSON. Bytes of file names that are not UTF-8 become U+FFFD: JSON has no way to tell them."""
+    raw = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return raw.encode()
+    except UnicodeEncodeError:
+        return raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
 
 
 def load_json(raw: bytes) -> dict[str, object]:

@@ -29,7 +29,7 @@ class MultipartParser:
         self._part_count = 0
         self._skipped_bytes = 0
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes | bytearray) -> list[Event]:
         """Raises HttpError 400, after which the parser is not to be used."""
         self._buffer += data
         events: list[Event] = []

@@ -1,6 +1,7 @@
 """Which request goes where, and who may ask: every request passes `Routes.serve` and nothing else."""
 
 from firebrick_guest.auth import check_control, check_file_access, check_token
+from firebrick_guest.compose import compose
 from firebrick_guest.connect import (
     ClientStreamHandler,
     StreamHandler,
@@ -36,7 +37,7 @@ class Routes:
         self._log = log
         self._limits = limits
         self._metrics = Metrics(limits)
-        watches = Watches(settings.accounts)
+        self._watches = watches = Watches(settings.accounts)
         self._files = FileRoutes(settings, watches)
         self._init = InitRoute(settings, log)
         filesystem = FilesystemService(settings, watches)
@@ -140,6 +141,10 @@ class Routes:
 
     async def _serve_plain(self, exchange: Exchange) -> None:
         path = exchange.head.path
+        if path == "/files/compose":
+            self._require(exchange, "POST")
+            await compose(exchange, self._settings, self._watches)
+            return
         if path not in ("/metrics", "/envs"):
             raise HttpError(404, "no such route")
         self._require(exchange, "GET")

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from e2b import NotEnoughSpaceException, Sandbox
 from e2b.exceptions import FileNotFoundException, InvalidArgumentException
@@ -116,6 +117,104 @@ def test_a_gzip_bomb_is_written_in_pieces(agent: Agent, folder: str) -> None:
     assert Path(folder, "bomb").stat().st_size == 60 << 20
     assert agent.rss_kib - before < 20_000
     Path(folder, "bomb").unlink()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("gzip;q=0.5, identity;q=0", "gzip"),
+        ("*;q=0, gzip", "gzip"),
+        ("identity;q=0", 406),
+        ("gzip, deflate", None),
+        ("gzip, deflate, br, zstd", None),
+        ("gzip;q=0", None),
+        ("identity", None),
+        ("", None),
+        ("*;q=0", 406),
+        ("br;q=1, identity;q=0", 406),
+        ("gzip;q=nonsense", "gzip"),
+    ],
+)
+def test_downloads_are_packed_for_who_asks_for_just_that(
+    agent: Agent, folder: str, accepted: str, coding: str | int | None
+) -> None:
+    """gzip goes to a client that names nothing else or refuses identity; a library's usual list gets the plain file."""
+    data = b"text " * 200_000
+    path = Path(folder, "t.txt")
+    path.write_bytes(data)
+    answer = agent.request("GET", "/files", params={"path": str(path)}, headers={"Accept-Encoding": accepted})
+    if isinstance(coding, int):
+        assert answer.status_code == coding
+        return
+    assert (answer.status_code, answer.headers.get("content-encoding")) == (200, coding)
+    assert answer.content == data
+    ranged = {"Accept-Encoding": accepted, "Range": "bytes=5-8"}
+    if "identity;q=0" not in accepted and not accepted.startswith("*;q=0"):
+        answer = agent.request("GET", "/files", params={"path": str(path)}, headers=ranged)
+        assert (answer.status_code, answer.content) == (206, b"text")
+    path.write_bytes(b"")
+    assert agent.request("GET", "/files", params={"path": str(path)}, headers={"Accept-Encoding": accepted}).text == ""
+
+
+def test_a_long_download_tells_its_length_and_breaks_when_the_file_shrinks(agent: Agent, folder: str) -> None:
+    """A long file has a Content-Length; one that is cut off on its way ends in a broken connection, not in silence."""
+    path = Path(folder, "big")
+    path.write_bytes(bytes(64 << 20))
+    headers = {"X-Access-Token": ACCESS_TOKEN}
+    with agent.http.stream("GET", "/files", params={"path": str(path)}, headers=headers) as answer:
+        assert answer.headers["content-length"] == str(64 << 20)
+        pieces = answer.iter_raw(1000)
+        next(pieces)
+        os.truncate(path, 0)
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                pass
+    assert agent.http.get("/health").status_code == 204
+
+
+def test_files_are_joined(agent: Agent, folder: str) -> None:
+    """Compose puts files one behind the other, owned by the user, and removes them; a failure changes nothing."""
+
+    def compose(*sources: str, to: str, **fields: object) -> httpx.Response:
+        body = {"source_paths": list(sources), "destination": to, **fields}
+        return agent.request("POST", "/files/compose", json=body)
+
+    for name in "abc":
+        Path(folder, name).write_text(name * 70_000)
+    answer = compose(f"{folder}/b", f"{folder}/a", to=f"{folder}/new/joined")
+    assert answer.json() == {"path": f"{folder}/new/joined", "name": "joined", "type": "file"}
+    joined = Path(folder, "new/joined")
+    assert joined.read_text() == "b" * 70_000 + "a" * 70_000
+    assert joined.owner() == agent.user
+    assert sorted(os.listdir(folder)) == ["c", "new"]
+    for sources, to, status in (
+        ([], "x", 400),
+        ([f"{folder}/c"], "", 400),
+        ([f"{folder}/c"], f"{folder}/c", 400),
+        ([f"{folder}/c"], folder, 400),
+        ([folder], f"{folder}/x", 400),
+        ([f"{folder}/c", f"{folder}/no"], f"{folder}/x", 404),
+        ([f"{folder}/c"], "~other/x", 400),
+    ):
+        assert compose(*sources, to=to).status_code == status, to
+    assert compose(f"{folder}/c", to="x", username="nobody-here").status_code == 401
+    assert agent.request("POST", "/files/compose", content=b"{").status_code == 400
+    assert agent.http.post("/files/compose", json={}).status_code == 401
+    assert sorted(os.listdir(folder)) == ["c", "new"]
+    Path(folder, "boot").symlink_to("/proc/sys/kernel/random/boot_id")
+    assert compose(f"{folder}/boot", to=f"{folder}/c").status_code == 200
+    assert Path(folder, "c").read_text() == Path("/proc/sys/kernel/random/boot_id").read_text()
+
+
+def test_names_that_are_not_text(agent: Agent, folder: str, sandbox: Sandbox) -> None:
+    """A name of any bytes can be written, read and removed; where JSON must tell it, it shows what it cannot say."""
+    query = f"path={folder}/%ff%0a%41"
+    headers = {"X-Access-Token": ACCESS_TOKEN, **OCTETS}
+    assert agent.http.post(f"/files?{query}", content=b"x", headers=headers).status_code == 200
+    assert os.listdir(os.fsencode(folder)) == [b"\xff\nA"]
+    assert agent.http.get(f"/files?{query}", headers=headers).content == b"x"
+    assert [entry.name for entry in sandbox.files.list(folder)] == ["\ufffd\nA"]
 
 
 @pytest.mark.parametrize(
