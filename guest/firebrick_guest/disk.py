@@ -79,7 +79,7 @@ class DiskRoutes:
         unpacker = Unpacker(self._base)
         try:
             while piece := await exchange.read():
-                await asyncio.to_thread(unpacker.feed, piece)
+                await asyncio.to_thread(unpacker.feed, bytes(piece))
             await asyncio.to_thread(unpacker.finish)
         except NONSENSE as exc:
             raise HttpError(400, f"the archive makes no sense: {exc}", close=True) from exc

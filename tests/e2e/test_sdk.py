@@ -38,7 +38,8 @@ def test_the_base_template_has_the_usual_tools(box: Sandbox) -> None:
 
 def test_a_shell_finds_its_locale_in_one_file(box: Sandbox) -> None:
     """LANG is a UTF-8 locale, and it comes from the archive: each file of its own would cost every command."""
-    assert box.commands.run("x=漢; echo $LANG ${#x}; localedef --list-archive").stdout.split() == ["C.UTF-8", "1", "C.utf8"]
+    told = box.commands.run("x=漢; echo $LANG ${#x}; localedef --list-archive").stdout
+    assert told.split() == ["C.UTF-8", "1", "C.utf8"]
 
 
 def test_files_keep_their_bytes(box: Sandbox) -> None:
