@@ -13,6 +13,7 @@ from time import perf_counter
 
 from firebrick.linux import netns
 from firebrick.log import configure
+from firebrick.model.egress import CLOSED
 from firebrick.network.pool import NativeSlotPool
 
 POLL_S = 0.002
@@ -44,8 +45,8 @@ async def measure(count: int) -> None:
             times.append(perf_counter() - start)
         show("acquire, median", median(times), f"worst {max(times) * 1000:.3f} ms")
         start = perf_counter()
-        await pool.deny_internet(slots[0])
-        show("deny_internet", perf_counter() - start)
+        await pool.restrict(slots[0], CLOSED)
+        show("restrict", perf_counter() - start)
         start = perf_counter()
         for slot in slots:
             await pool.release(slot)

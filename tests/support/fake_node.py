@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from firebrick.catalog.base import Route, Tombstone, Waker
 from firebrick.clock import Clock
+from firebrick.model.egress import Egress
 from firebrick.model.errors import NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import ExitCause, RuntimeName
@@ -37,6 +38,7 @@ class FakeNode:
         self.kept: dict[SandboxId, NodeSandbox] = {}
         """Paused ones and those in the grace bin."""
         self.snapshots: dict[SnapshotId, NodeSnapshot] = {}
+        self.egress: dict[SandboxId, Egress] = {}
         self.can_freeze = True
         self.requests: dict[SandboxId, StartSandbox] = {}
         self.logs: dict[SandboxId, list[LogEntry]] = {}
@@ -191,6 +193,12 @@ class FakeNode:
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
         self._enter("list_sandboxes")
         return (*self.running.values(), *self.kept.values())
+
+    async def update_network(self, sandbox_id: SandboxId, egress: Egress) -> None:
+        self._enter("update_network")
+        if sandbox_id not in self.running:
+            raise NotFound("It does not run here.")
+        self.egress[sandbox_id] = egress
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
         self._enter("read_usage")

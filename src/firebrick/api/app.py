@@ -13,6 +13,7 @@ from firebrick.api import (
     not_available,
     owners,
     sandbox_lists,
+    sandbox_network,
     sandbox_observations,
     sandbox_pauses,
     sandboxes,
@@ -74,7 +75,8 @@ def _build() -> FastAPI:
     # `snapshots` is last: a snapshot's id has a slash, so its path takes what nothing else took.
     for router in (
         health.router, autopsies.router, sandbox_lists.router, sandbox_observations.router, team_metrics.router,
-        sandboxes.router, sandbox_pauses.router, templates.router, owners.user_router, owners.key_router, admin.router,
+        sandboxes.router, sandbox_network.router, sandbox_pauses.router, templates.router,
+        owners.user_router, owners.key_router, admin.router,
         not_available.router, snapshots.router,
     ):  # fmt: skip
         app.include_router(router)

@@ -12,7 +12,6 @@ VOLUMES = "Using volumes"
 SECRETS = "Using secrets"
 
 NOT_AVAILABLE: tuple[tuple[str, str, str], ...] = (
-    ("PUT", "/sandboxes/{sandboxID}/network", "Changing the network of a running sandbox"),
     ("POST", "/v3/templates", BUILD),
     ("GET", "/templates/{templateID}/files/{hash}", BUILD),
     ("POST", "/v2/templates/{templateID}/builds/{buildID}", BUILD),

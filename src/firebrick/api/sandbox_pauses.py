@@ -10,8 +10,8 @@ from firebrick.api import schemas
 from firebrick.api.errors import NotInThisVersion, status_of
 from firebrick.api.parameters import SandboxIdOf
 from firebrick.api.route import ControlOf, TeamOf, authenticated_router
-from firebrick.api.sandboxes import sandbox_answer
-from firebrick.api.wire import WireResponse, answer, wire_detail, wire_sandbox
+from firebrick.api.sandboxes import sandbox_answer, sandbox_with_tokens
+from firebrick.api.wire import WireResponse, answer, wire_detail
 from firebrick.control.plane import ControlPlane
 from firebrick.model.errors import FirebrickError
 from firebrick.model.sandbox import OnTimeout, Sandbox
@@ -112,10 +112,7 @@ async def fork_sandbox(
 def _fork_result(control: ControlPlane, result: Sandbox | FirebrickError) -> schemas.ForkResult:
     if isinstance(result, FirebrickError):
         return schemas.ForkResult(error=schemas.Error(code=status_of(result), message=result.message))
-    token = control.sandboxes.access_token(result)
-    return schemas.ForkResult(
-        sandbox=wire_sandbox(result, access_token=token, domain=control.config.sandbox_domain)
-    )  # fmt: skip
+    return schemas.ForkResult(sandbox=sandbox_with_tokens(control, result))
 
 
 @router.post("/sandboxes/{sandboxID}/recover", response_model=schemas.SandboxDetail, responses=ERRORS)

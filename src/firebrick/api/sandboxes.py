@@ -11,6 +11,7 @@ from firebrick.api import schemas
 from firebrick.api.errors import NotInThisVersion
 from firebrick.api.parameters import SandboxIdOf
 from firebrick.api.route import ControlOf, TeamOf, authenticated_router
+from firebrick.api.sandbox_network import checked_network
 from firebrick.api.wire import WireResponse, answer, wire_detail, wire_sandbox
 from firebrick.control.plane import ControlPlane
 from firebrick.control.sandboxes import Idempotency, NewSandbox, hash_body
@@ -31,7 +32,6 @@ REFRESH_DEFAULT_S = 15
 def _refuse_what_is_missing(body: schemas.NewSandboxV2) -> None:
     """A field that asks for what this version cannot do is refused by name; one that asks for nothing is fine."""
     wanted = {
-        "network: setting network rules (but for allow_internet_access)": _asks(body.network),
         "volumeMounts: mounting volumes": body.volumeMounts,
         "iam: issuing identity tokens": _asks(body.iam),
     }
@@ -41,11 +41,8 @@ def _refuse_what_is_missing(body: schemas.NewSandboxV2) -> None:
 
 
 def _asks(options: dict[str, Any] | None) -> bool:
-    """True if any option differs from "not given"; `allowPublicTraffic: true` is how it is anyway."""
-    for key, value in (options or {}).items():
-        if value not in (None, [], {}) and (key, value) != ("allowPublicTraffic", True):
-            return True
-    return False
+    """True if any option differs from "not given"."""
+    return any(value not in (None, [], {}) for value in (options or {}).values())
 
 
 def _wish(body: schemas.NewSandboxV2, *, secure: bool) -> NewSandbox:
@@ -67,6 +64,9 @@ def _wish(body: schemas.NewSandboxV2, *, secure: bool) -> NewSandbox:
         auto_pause_memory=body.autoPauseMemory is not False,
         auto_resume=does_resume,
         idle_timeout_s=idle_timeout_of(metadata),
+        network=None
+        if body.network is None
+        else checked_network(body.network, allow_internet_access=body.allow_internet_access, secure=secure),
     )
 
 
@@ -84,8 +84,17 @@ def idle_timeout_of(metadata: Mapping[str, str]) -> int | None:
 
 
 def sandbox_answer(control: ControlPlane, sandbox: Sandbox, status: int) -> WireResponse:
-    token = control.sandboxes.access_token(sandbox)
-    return answer(wire_sandbox(sandbox, access_token=token, domain=control.config.sandbox_domain), status)
+    return answer(sandbox_with_tokens(control, sandbox), status)
+
+
+def sandbox_with_tokens(control: ControlPlane, sandbox: Sandbox) -> schemas.Sandbox:
+    """What the owner needs to use it."""
+    return wire_sandbox(
+        sandbox,
+        access_token=control.sandboxes.access_token(sandbox),
+        traffic_token=control.sandboxes.traffic_token(sandbox),
+        domain=control.config.sandbox_domain,
+    )
 
 
 CREATE_ERRORS: dict[int | str, dict[str, Any]] = {

@@ -63,6 +63,26 @@ class AutoResume(Request):
     enabled: bool | None = None
 
 
+class NetworkRules(Request):
+    """`egressProxy` and `rules` are read to refuse them."""
+
+    allowOut: list[Name] | None = None
+    denyOut: list[Name] | None = None
+    dnsServers: list[Name] | None = None
+    egressProxy: dict[str, Any] | None = None
+    rules: dict[str, Any] | None = None
+
+
+class SandboxNetworkConfig(NetworkRules):
+    allowPublicTraffic: bool | None = None
+    maskRequestHost: Name | None = None
+    httpsPorts: list[int] | None = None
+
+
+class SandboxNetworkUpdate(NetworkRules):
+    allow_internet_access: bool | None = None
+
+
 class NewSandboxV2(Request):
     """Fields after `mcp` are read to refuse what this version cannot honour, never ignored."""
 
@@ -75,7 +95,7 @@ class NewSandboxV2(Request):
     autoPause: bool | None = None
     autoPauseMemory: bool | None = None
     autoResume: AutoResume | None = None
-    network: dict[str, Any] | None = None
+    network: SandboxNetworkConfig | None = None
     volumeMounts: list[Any] | None = None
     iam: dict[str, Any] | None = None
 
@@ -170,6 +190,7 @@ class SandboxDetail(ListedSandbox):
     pauseMode: Literal["full", "filesystem"] | None = None
     envdAccessToken: str | None = None
     allowInternetAccess: bool | None = None
+    network: dict[str, Any] | None = None
     domain: str | None = None
     lifecycle: SandboxLifecycle | None = None
 

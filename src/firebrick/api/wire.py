@@ -61,13 +61,15 @@ class ListedBytes:
         return made
 
 
-def wire_sandbox(sandbox: Sandbox, *, access_token: str | None, domain: str) -> schemas.Sandbox:
+def wire_sandbox(
+    sandbox: Sandbox, *, access_token: str | None, traffic_token: str | None, domain: str
+) -> schemas.Sandbox:
     fields: dict[str, Any] = {
         "templateID": sandbox.template_id,
         "sandboxID": sandbox.sandbox_id,
         "clientID": CLIENT_ID,
         "envdVersion": ENVD_VERSION,
-        "trafficAccessToken": None,
+        "trafficAccessToken": traffic_token,
         "domain": domain,
         **_optional(sandbox),
     }
@@ -86,6 +88,8 @@ def wire_detail(sandbox: Sandbox, *, access_token: str | None, domain: str) -> s
         "domain": domain,
         "lifecycle": schemas.SandboxLifecycle(autoResume=sandbox.auto_resume, onTimeout=sandbox.on_timeout.value),
     }
+    if sandbox.network is not None:
+        fields["network"] = sandbox.network
     if sandbox.state is SandboxState.PAUSED:
         fields["pauseMode"] = "full" if sandbox.keeps_memory else "filesystem"
     if access_token is not None:

@@ -1,5 +1,7 @@
 """What the edge must know of a sandbox: where a running one answers, and that a paused one is there."""
 
+from typing import Any
+
 from firebrick.catalog.base import Route, RouteState
 from firebrick.control.platform import Platform
 from firebrick.model.ids import MachineId
@@ -16,8 +18,26 @@ def route_of(platform: Platform, sandbox: Sandbox) -> Route | None:
         sandbox_id=sandbox.sandbox_id,
         machine_id=sandbox.machine_id,
         address=sandbox.address,
-        access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
+        **_checked_by_edge(platform, sandbox),
     )
+
+
+def _checked_by_edge(platform: Platform, sandbox: Sandbox) -> dict[str, Any]:
+    """What a request must bring, and what the owner's network options say of ports: the same paused and running."""
+    options = sandbox.network or {}
+    return {
+        "access_token": platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
+        "traffic_token": traffic_token(platform, sandbox) or "",
+        "mask_host": options.get("maskRequestHost") or "",
+        "https_ports": frozenset(options.get("httpsPorts") or ()),
+    }
+
+
+def traffic_token(platform: Platform, sandbox: Sandbox) -> str | None:
+    """None for a sandbox whose ports are public."""
+    if (sandbox.network or {}).get("allowPublicTraffic") is not False:
+        return None
+    return platform.tokens.traffic_token(sandbox.sandbox_id)
 
 
 async def publish_running(platform: Platform, sandbox: Sandbox) -> None:
@@ -39,7 +59,7 @@ def paused_route(platform: Platform, sandbox: Sandbox) -> Route:
         machine_id=MachineId(""),
         address="",
         state=RouteState.PAUSED,
-        access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
+        **_checked_by_edge(platform, sandbox),
     )
 
 

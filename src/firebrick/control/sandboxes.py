@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from firebrick.control.actor import note_object
 from firebrick.control.autopsy import AutopsyService
 from firebrick.control.platform import Platform
+from firebrick.control.routing import traffic_token
 from firebrick.control.templates import TemplateService
 from firebrick.control.workflows.sandbox_create import SandboxCreate, create_sandbox
 from firebrick.control.workflows.sandbox_kill import begin_end
@@ -50,6 +52,7 @@ class NewSandbox:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     secure: bool = True
     allow_internet_access: bool | None = None
+    network: Mapping[str, Any] | None = None
     on_timeout: OnTimeout = OnTimeout.KILL
     auto_pause_memory: bool = True
     auto_resume: bool = False
@@ -106,6 +109,7 @@ class SandboxService:
             env=dict(wish.env),
             secure=wish.secure,
             allow_internet_access=wish.allow_internet_access,
+            network=None if wish.network is None else dict(wish.network),
             on_timeout=wish.on_timeout,
             auto_pause_memory=wish.auto_pause_memory,
             auto_resume=wish.auto_resume,
@@ -241,6 +245,10 @@ class SandboxService:
     def access_token(self, sandbox: Sandbox) -> str | None:
         """The guest agent's token; None for a sandbox that was created with `secure: false`."""
         return self._platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else None
+
+    def traffic_token(self, sandbox: Sandbox) -> str | None:
+        """What requests to its ports must bring; None for one whose ports are public."""
+        return traffic_token(self._platform, sandbox)
 
 
 def _record(sandbox: Sandbox, idempotency: Idempotency) -> IdempotencyRecord:

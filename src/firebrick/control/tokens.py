@@ -102,6 +102,10 @@ class Tokens:
         """What the lines of the audit log are chained with."""
         return self._mac("audit", "log")
 
+    def traffic_token(self, sandbox_id: SandboxId) -> str:
+        """What requests to the ports of a sandbox without public traffic must bring; 64 hex characters."""
+        return self._mac("traffic", sandbox_id).hex()
+
     def page_token(self, team_id: TeamId, position: dict[str, Any]) -> str:
         """An opaque next-page token, good for one team only."""
         body = json.dumps(position, separators=(",", ":")).encode()

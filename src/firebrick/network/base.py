@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
+from firebrick.model.egress import Egress
 from firebrick.model.errors import Internal
 
 INSIDE_ADDRESS = "169.254.0.21"
@@ -54,8 +55,9 @@ class SlotPool(Protocol):
         """The slot of that index, for a machine that is adopted."""
         ...
 
-    async def deny_internet(self, slot: Slot) -> None:
-        """Close every way out for this guest until it is released. Answers to the edge still pass."""
+    async def restrict(self, slot: Slot, egress: Egress) -> None:
+        """Say where this guest may connect to until it is released, in place of what was said before, in one step.
+        What is open and no longer allowed is cut. Answers to the edge still pass. Idempotent."""
         ...
 
     @property

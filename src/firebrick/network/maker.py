@@ -29,11 +29,12 @@ from firebrick.linux.netlink import (
     veth_add,
 )
 from firebrick.linux.nft import Nft, NftFailed
+from firebrick.model.egress import Egress
 from firebrick.model.errors import Invalid
 from firebrick.network.base import GUEST_INTERFACE, INSIDE_ADDRESS, INSIDE_GATEWAY, INSIDE_PREFIX_LENGTH, NetworkFailed
 from firebrick.network.layout import Layout
 from firebrick.network.marks import Marks
-from firebrick.network.rules import INNER, UPLINK, delete_host_table, deny_internet, fingerprint, host_table, slot_table
+from firebrick.network.rules import INNER, UPLINK, delete_host_table, egress_rules, fingerprint, host_table, slot_table
 
 GUEST_MAC, GATEWAY_MAC = "02:fb:a9:fe:00:15", "02:fb:a9:fe:00:16"
 """The same in every slot, so that a guest restored in another one keeps a true neighbour table."""
@@ -250,12 +251,17 @@ class SlotMaker:
                 _unless_gone(lambda link=link: host.request(link_set_group(link, group)))  # type: ignore[misc]
             _unless_gone(lambda: host.request(links_delete_group(group)))
 
-    def deny_internet(self, index: int) -> None:
-        """Raises NetworkFailed."""
+    def restrict(self, index: int, egress: Egress) -> None:
+        """Raises NetworkFailed; then the rules are as they were."""
+
+        def load() -> None:
+            with Nft() as nft:
+                nft.run(egress_rules(egress))
+
         try:
-            netns.call_inside(netns.NETNS_DIR / self._layout.slot_netns(index), _close_way_out)
+            netns.call_inside(netns.NETNS_DIR / self._layout.slot_netns(index), load)
         except (OSError, NftFailed) as exc:
-            raise NetworkFailed(f"The internet could not be closed for slot {index}.", detail=str(exc)) from exc
+            raise NetworkFailed(f"The network rules of slot {index} could not be set.", detail=str(exc)) from exc
 
     def remove_host_rules(self) -> None:
         try:
@@ -278,11 +284,6 @@ def _guest_addresses() -> tuple[Message, ...]:
         neighbour_add(GUEST_LINK, gateway, GATEWAY_MAC),
         default_route_add(GUEST_LINK, gateway),
     )
-
-
-def _close_way_out() -> None:
-    with Nft() as nft:
-        nft.run(deny_internet())
 
 
 def _unless_gone(action: Callable[[], None]) -> None:

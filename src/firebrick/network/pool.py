@@ -16,6 +16,7 @@ from typing import Any
 
 from firebrick.linux.netns import in_own_thread
 from firebrick.log import get_log
+from firebrick.model.egress import Egress
 from firebrick.model.errors import Invalid, NoCapacity
 from firebrick.network.base import NetworkFailed, Slot
 from firebrick.network.forwarding import Forwarding
@@ -163,9 +164,9 @@ class NativeSlotPool:
     def slot(self, index: int) -> Slot:
         return self._layout.slot(index)
 
-    async def deny_internet(self, slot: Slot) -> None:
+    async def restrict(self, slot: Slot, egress: Egress) -> None:
         """Undone by `release`, which makes the slot anew. Idempotent. Raises NetworkFailed."""
-        await in_own_thread(lambda: self._maker.deny_internet(slot.index))
+        await in_own_thread(lambda: self._maker.restrict(slot.index, egress))
 
     @property
     def free_count(self) -> int:

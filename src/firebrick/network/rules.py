@@ -13,6 +13,7 @@ No rule is added when a machine starts: the host's sets name every slot of the p
 import hashlib
 from collections.abc import Iterable
 
+from firebrick.model.egress import Egress
 from firebrick.network.base import INSIDE_ADDRESS, INSIDE_GATEWAY
 from firebrick.network.layout import Layout
 
@@ -115,14 +116,17 @@ def delete_host_table(layout: Layout) -> str:
 def slot_table(layout: Layout, index: int) -> str:
     """The rules of one slot namespace; loaded before it has a link, so there is no open moment.
 
-    A flow that the guest opened passes `outward` in both directions, packet by packet: closing that chain cuts
-    flows that are already there. Flows that the host opened do not pass it.
+    A flow that the guest opened passes `outward` and `answers`, packet by packet: what comes into `denied` cuts flows
+    that are already there. Flows that the host opened pass neither.
     """
     address = layout.address(index)
     closed = _elements(dict.fromkeys((*CLOSED, str(layout.prefix))))
     return f"""
 table inet {SLOT_TABLE} {{
     set closed {{ type ipv4_addr; flags interval; auto-merge; {closed} }}
+    set allowed {{ type ipv4_addr; flags interval; auto-merge; }}
+    set denied {{ type ipv4_addr; flags interval; auto-merge; }}
+    set name_servers {{ type ipv4_addr; }}
 {REFUSE}
     chain spoofed {{
         type filter hook prerouting priority raw; policy accept;
@@ -145,12 +149,24 @@ table inet {SLOT_TABLE} {{
         ct state new tcp flags & (fin | syn | rst | ack) != syn counter reject with tcp reset
         iifname "{INNER}" oifname "{UPLINK}" ct direction reply accept
         iifname "{UPLINK}" oifname "{INNER}" ct direction original accept
-        iifname {{ "{INNER}", "{UPLINK}" }} jump outward
+        iifname "{INNER}" jump outward
+        iifname "{UPLINK}" jump answers
+    }}
+    chain answers {{
+        ct state new,untracked drop
+        ip saddr @allowed accept
+        ip saddr @name_servers accept
+        ip saddr @denied counter drop
+        accept
     }}
     chain outward {{
-        iifname "{UPLINK}" ct state established,related accept
-        iifname "{UPLINK}" drop
         ip daddr @closed jump refuse
+        ip daddr @allowed goto counted
+        ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 goto counted
+        ip daddr @denied jump refuse
+        goto counted
+    }}
+    chain counted {{
         ct state established,related accept
         ct count over {OPEN_CONNECTIONS_MAX_COUNT} jump refuse
         accept
@@ -165,10 +181,15 @@ table inet {SLOT_TABLE} {{
 """
 
 
-def deny_internet() -> str:
-    """Close the guest's way out, for flows that are open too. Lasts as long as the slot namespace."""
-    chain = f"inet {SLOT_TABLE} outward"
-    return f'flush chain {chain}\nadd rule {chain} iifname "{UPLINK}" counter drop\nadd rule {chain} jump refuse\n'
+def egress_rules(egress: Egress) -> str:
+    """Fill a slot's sets anew, in one transaction. Lasts as long as the slot namespace."""
+    sets: dict[str, Iterable[object]] = {"allowed": egress.allow, "denied": egress.deny, "name_servers": egress.dns}
+    lines = []
+    for name, values in sets.items():
+        lines.append(f"flush set inet {SLOT_TABLE} {name}")
+        if elements := ", ".join(str(value) for value in dict.fromkeys(values)):
+            lines.append(f"add element inet {SLOT_TABLE} {name} {{ {elements} }}")
+    return "\n".join((*lines, ""))
 
 
 def fingerprint(layout: Layout, index: int) -> str:

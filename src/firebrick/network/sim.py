@@ -4,6 +4,7 @@ from collections import deque
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from firebrick.model.egress import EVERYWHERE, OPEN, Egress
 from firebrick.model.errors import NoCapacity
 from firebrick.network.base import Slot
 
@@ -18,7 +19,7 @@ class SimSlotPool:
         self.size = min(size or 64, LARGEST_SIZE)
         self._ready: deque[int] = deque()
         self._taken: set[int] = set()
-        self._denied: set[int] = set()
+        self._egress: dict[int, Egress] = {}
 
     async def open(self, in_use: frozenset[int]) -> None:
         self._taken = set(in_use)
@@ -37,19 +38,22 @@ class SimSlotPool:
     async def release(self, slot: Slot) -> None:
         if slot.index in self._taken:
             self._taken.discard(slot.index)
-            self._denied.discard(slot.index)
+            self._egress.pop(slot.index, None)
             if slot.index < self.size:
                 self._ready.append(slot.index)
 
     def slot(self, index: int) -> Slot:
         return Slot(index=index, address=FIRST_ADDRESS + index, netns=Path("/proc/self/ns/net"))
 
-    async def deny_internet(self, slot: Slot) -> None:
-        self._denied.add(slot.index)
+    async def restrict(self, slot: Slot, egress: Egress) -> None:
+        self._egress[slot.index] = egress
 
     def is_denied(self, slot: Slot) -> bool:
         """Whether the internet is closed for this slot: what a simulated guest may ask."""
-        return slot.index in self._denied
+        return EVERYWHERE in self.egress(slot).deny
+
+    def egress(self, slot: Slot) -> Egress:
+        return self._egress.get(slot.index, OPEN)
 
     @property
     def free_count(self) -> int:
@@ -61,4 +65,4 @@ class SimSlotPool:
     async def destroy_all(self) -> None:
         self._ready.clear()
         self._taken.clear()
-        self._denied.clear()
+        self._egress.clear()

@@ -316,8 +316,8 @@ class SandboxActor:
         # NOTE: written before the guest learns anything, so that a restart never takes a machine that knows
         # one sandbox's secrets for a warm one.
         self.machine.save(sandbox_id=request.sandbox_id, state=MachineState.STARTING, from_warm=self.is_from_warm)
-        if request.deny_internet:
-            await self._drivers.slots.deny_internet(self.machine.slot)
+        if not request.egress.is_open:
+            await self._drivers.slots.restrict(self.machine.slot, request.egress)
         await self._give_settings(request)
         self.machine.save(state=MachineState.RUNNING, started_at=now)
         self._set_state(ActorState.RUNNING)

@@ -73,6 +73,11 @@ class NodeService(NodeServicer):  # type: ignore[misc]
         found = await _ask(context, self._node.list_sandboxes())
         return pb.ListSandboxesResponse(sandboxes=[convert.sandbox_to_wire(sandbox) for sandbox in found])
 
+    async def UpdateNetwork(self, request: pb.UpdateNetworkRequest, context: Any) -> pb.UpdateNetworkResponse:
+        egress = convert.egress_from_wire(request.egress)
+        await _ask(context, self._node.update_network(SandboxId(request.sandbox_id), egress))
+        return pb.UpdateNetworkResponse()
+
     async def ReadUsage(self, request: pb.ReadUsageRequest, context: Any) -> pb.SandboxUsage:
         return convert.usage_to_wire(await _ask(context, self._node.read_usage(SandboxId(request.sandbox_id))))
 

@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 from firebrick.clock import Clock
 from firebrick.log import get_log
+from firebrick.model.egress import Egress
 from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import MachineExit, RuntimeName
@@ -235,6 +236,12 @@ class NodeAgent:
         here = tuple(sandbox for sandbox in living.values() if sandbox is not None)
         listed = {sandbox.sandbox_id for sandbox in here}
         return here + tuple(sandbox for sandbox in self._kept.sandboxes() if sandbox.sandbox_id not in listed)
+
+    async def update_network(self, sandbox_id: SandboxId, egress: Egress) -> None:
+        entry = self._living(sandbox_id)
+        if entry is None:
+            raise NotFound(f"The sandbox {sandbox_id} does not run on this node.")
+        await self._drivers.slots.restrict(entry.actor.machine.slot, egress)
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
         entry = self._living(sandbox_id)

@@ -4,7 +4,9 @@ What arrives is checked as it is converted: an unknown runtime or cause is an er
 """
 
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv4Network
 
+from firebrick.model.egress import Egress
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TemplateId
 from firebrick.model.machine import ExitCause, Limits, RuntimeName
 from firebrick.rpc import node_pb2 as pb
@@ -63,6 +65,22 @@ def description_from_wire(wire: pb.NodeDescription) -> NodeDescription:
     )
 
 
+def egress_to_wire(item: Egress) -> pb.Egress:
+    return pb.Egress(
+        allow=[str(network) for network in item.allow],
+        deny=[str(network) for network in item.deny],
+        dns=[str(address) for address in item.dns],
+    )
+
+
+def egress_from_wire(wire: pb.Egress) -> Egress:
+    return Egress(
+        allow=tuple(IPv4Network(text) for text in wire.allow),
+        deny=tuple(IPv4Network(text) for text in wire.deny),
+        dns=tuple(IPv4Address(text) for text in wire.dns),
+    )
+
+
 def start_to_wire(item: StartSandbox) -> pb.StartSandboxRequest:
     return pb.StartSandboxRequest(
         sandbox_id=item.sandbox_id,
@@ -78,7 +96,7 @@ def start_to_wire(item: StartSandbox) -> pb.StartSandboxRequest:
         metadata=dict(item.metadata),
         access_token=item.access_token,
         runtime=item.runtime or "",
-        deny_internet=item.deny_internet,
+        egress=egress_to_wire(item.egress),
         snapshot_id=item.snapshot_id or "",
         drop_memory=not item.keep_memory,
     )
@@ -99,7 +117,7 @@ def start_from_wire(wire: pb.StartSandboxRequest) -> StartSandbox:
         metadata=dict(wire.metadata),
         access_token=wire.access_token,
         runtime=RuntimeName(wire.runtime) if wire.runtime else None,
-        deny_internet=wire.deny_internet,
+        egress=egress_from_wire(wire.egress),
         snapshot_id=SnapshotId(wire.snapshot_id) if wire.snapshot_id else None,
         keep_memory=not wire.drop_memory,
     )

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from firebrick.model.egress import OPEN, Egress
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TemplateId
 from firebrick.model.machine import ExitCause, Limits, RuntimeName
 
@@ -49,7 +50,7 @@ class StartSandbox:
     metadata: Mapping[str, str] = field(default_factory=dict)
     access_token: str = field(default="", repr=False)
     runtime: RuntimeName | None = None
-    deny_internet: bool = False
+    egress: Egress = OPEN
     snapshot_id: SnapshotId | None = None
     keep_memory: bool = True
 
@@ -218,6 +219,11 @@ class NodeClient(Protocol):
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
         """Every sandbox that runs, is paused or kept here; one whose start is under way may be missing."""
+        ...
+
+    async def update_network(self, sandbox_id: SandboxId, egress: Egress) -> None:
+        """Replace where a sandbox of this node may connect to, in one step; flows that are open and no longer allowed
+        are cut. Idempotent. Raises NotFound when it does not run here."""
         ...
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from firebrick.model.egress import Egress
 from firebrick.model.errors import Unavailable
 from firebrick.model.ids import SandboxId, SnapshotId
 from firebrick.rpc import convert
@@ -99,6 +100,10 @@ class GrpcNodeClient:
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
         call = self._stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=READ_S)
         return tuple(convert.sandbox_from_wire(wire) for wire in (await _answer(call, "list")).sandboxes)
+
+    async def update_network(self, sandbox_id: SandboxId, egress: Egress) -> None:
+        request = pb.UpdateNetworkRequest(sandbox_id=sandbox_id, egress=convert.egress_to_wire(egress))
+        await _answer(self._stub.UpdateNetwork(request, timeout=READ_S), f"network of {sandbox_id}")
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
         call = self._stub.ReadUsage(pb.ReadUsageRequest(sandbox_id=sandbox_id), timeout=READ_S)

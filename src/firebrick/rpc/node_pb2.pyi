@@ -46,8 +46,18 @@ class Limits(_message.Message):
     process_count: int
     def __init__(self, millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., process_count: _Optional[int] = ...) -> None: ...
 
+class Egress(_message.Message):
+    __slots__ = ("allow", "deny", "dns")
+    ALLOW_FIELD_NUMBER: _ClassVar[int]
+    DENY_FIELD_NUMBER: _ClassVar[int]
+    DNS_FIELD_NUMBER: _ClassVar[int]
+    allow: _containers.RepeatedScalarFieldContainer[str]
+    deny: _containers.RepeatedScalarFieldContainer[str]
+    dns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., dns: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class StartSandboxRequest(_message.Message):
-    __slots__ = ("sandbox_id", "build_id", "limits", "env", "access_token", "runtime", "deny_internet", "metadata", "template_id", "snapshot_id", "drop_memory")
+    __slots__ = ("sandbox_id", "build_id", "limits", "env", "access_token", "runtime", "egress", "metadata", "template_id", "snapshot_id", "drop_memory")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -68,7 +78,7 @@ class StartSandboxRequest(_message.Message):
     ENV_FIELD_NUMBER: _ClassVar[int]
     ACCESS_TOKEN_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
-    DENY_INTERNET_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -79,12 +89,12 @@ class StartSandboxRequest(_message.Message):
     env: _containers.ScalarMap[str, str]
     access_token: str
     runtime: str
-    deny_internet: bool
+    egress: Egress
     metadata: _containers.ScalarMap[str, str]
     template_id: str
     snapshot_id: str
     drop_memory: bool
-    def __init__(self, sandbox_id: _Optional[str] = ..., build_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., env: _Optional[_Mapping[str, str]] = ..., access_token: _Optional[str] = ..., runtime: _Optional[str] = ..., deny_internet: _Optional[bool] = ..., metadata: _Optional[_Mapping[str, str]] = ..., template_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., drop_memory: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sandbox_id: _Optional[str] = ..., build_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., env: _Optional[_Mapping[str, str]] = ..., access_token: _Optional[str] = ..., runtime: _Optional[str] = ..., egress: _Optional[_Union[Egress, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., template_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., drop_memory: _Optional[bool] = ...) -> None: ...
 
 class NodeSandbox(_message.Message):
     __slots__ = ("sandbox_id", "machine_id", "runtime", "address", "started_at_us", "from_warm", "state", "keeps_memory", "kept_memory", "paused_at_us")
@@ -217,6 +227,18 @@ class ListSandboxesResponse(_message.Message):
     SANDBOXES_FIELD_NUMBER: _ClassVar[int]
     sandboxes: _containers.RepeatedCompositeFieldContainer[NodeSandbox]
     def __init__(self, sandboxes: _Optional[_Iterable[_Union[NodeSandbox, _Mapping]]] = ...) -> None: ...
+
+class UpdateNetworkRequest(_message.Message):
+    __slots__ = ("sandbox_id", "egress")
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    egress: Egress
+    def __init__(self, sandbox_id: _Optional[str] = ..., egress: _Optional[_Union[Egress, _Mapping]] = ...) -> None: ...
+
+class UpdateNetworkResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ReadUsageRequest(_message.Message):
     __slots__ = ("sandbox_id",)

@@ -84,6 +84,11 @@ class NodeStub:
                 request_serializer=node__pb2.ListSandboxesRequest.SerializeToString,
                 response_deserializer=node__pb2.ListSandboxesResponse.FromString,
                 _registered_method=True)
+        self.UpdateNetwork = channel.unary_unary(
+                '/firebrick.node.v1.Node/UpdateNetwork',
+                request_serializer=node__pb2.UpdateNetworkRequest.SerializeToString,
+                response_deserializer=node__pb2.UpdateNetworkResponse.FromString,
+                _registered_method=True)
         self.ReadUsage = channel.unary_unary(
                 '/firebrick.node.v1.Node/ReadUsage',
                 request_serializer=node__pb2.ReadUsageRequest.SerializeToString,
@@ -172,6 +177,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateNetwork(self, request, context):
+        """Replace where a running sandbox may connect to; what is open and no longer allowed is cut.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadUsage(self, request, context):
         """One reading of one sandbox.
         """
@@ -246,6 +258,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.ListSandboxes,
                     request_deserializer=node__pb2.ListSandboxesRequest.FromString,
                     response_serializer=node__pb2.ListSandboxesResponse.SerializeToString,
+            ),
+            'UpdateNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNetwork,
+                    request_deserializer=node__pb2.UpdateNetworkRequest.FromString,
+                    response_serializer=node__pb2.UpdateNetworkResponse.SerializeToString,
             ),
             'ReadUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadUsage,
@@ -533,6 +550,33 @@ class Node:
             '/firebrick.node.v1.Node/ListSandboxes',
             node__pb2.ListSandboxesRequest.SerializeToString,
             node__pb2.ListSandboxesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firebrick.node.v1.Node/UpdateNetwork',
+            node__pb2.UpdateNetworkRequest.SerializeToString,
+            node__pb2.UpdateNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

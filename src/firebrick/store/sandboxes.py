@@ -88,6 +88,7 @@ def _changeable(sandbox: Sandbox) -> dict[str, Any]:
         "paused_at": sandbox.paused_at,
         "keeps_memory": sandbox.keeps_memory,
         "recoverable_until": sandbox.recoverable_until,
+        "allow_internet_access": sandbox.allow_internet_access,
         "network": sandbox.network,
     }
 
@@ -108,7 +109,6 @@ async def sandbox_insert(tx: AsyncConnection, sandbox: Sandbox) -> None:
         metadata=sandbox.metadata,
         env=sandbox.env,
         secure=sandbox.secure,
-        allow_internet_access=sandbox.allow_internet_access,
         auto_pause_memory=sandbox.auto_pause_memory,
         auto_resume=sandbox.auto_resume,
         idle_timeout_s=sandbox.idle_timeout_s,

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from firebrick.model.egress import CLOSED
 from firebrick.model.errors import NoCapacity
 from firebrick.network.base import Slot, SlotPool
 from firebrick.network.pool import NativeSlotPool
@@ -110,11 +111,11 @@ async def test_slots_in_use_are_not_given_out_until_released(make_pool: MakePool
 
 
 async def test_the_internet_can_be_closed_for_a_taken_slot(make_pool: MakePool) -> None:
-    """deny_internet may be repeated, and the slot is released as any other."""
+    """`restrict` may be repeated, and the slot is released as any other."""
     pool = await opened(make_pool)
     slot = await pool.acquire()
-    await pool.deny_internet(slot)
-    await pool.deny_internet(slot)
+    await pool.restrict(slot, CLOSED)
+    await pool.restrict(slot, CLOSED)
     await pool.release(slot)
     await wait_for(lambda: pool.free_count == SIZE)
 

@@ -4,15 +4,18 @@ import asyncio
 import errno
 import socket
 import struct
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from firebrick.linux.netns import NETNS_DIR, read_sysctl
 from firebrick.linux.nft import Nft
+from firebrick.model.egress import CLOSED, Egress
 from firebrick.network.base import INSIDE_ADDRESS, INSIDE_GATEWAY, Slot
 from firebrick.network.maker import GATEWAY_MAC, GUEST_MAC
 from firebrick.network.pool import NativeSlotPool
 from firebrick.network.probe import probe_network
+from tests.real.network.conftest import MakePool
 from tests.support.lab import (
     HOST_WAN_ADDRESS,
     INTERNET_ADDRESSES,
@@ -116,7 +119,7 @@ async def test_no_private_metadata_host_or_neighbour_address_is_reachable(lab: L
 
 
 async def test_denied_internet_closes_what_is_open_too(lab: Lab, pool: NativeSlotPool) -> None:
-    """After deny_internet nothing passes outwards, not even in a flow that was open; the edge still gets answers."""
+    """Then nothing passes outwards, not even in a flow that was open; the edge still gets answers."""
     slot = await pool.acquire()
     async with (
         Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet,
@@ -127,7 +130,7 @@ async def test_denied_internet_closes_what_is_open_too(lab: Lab, pool: NativeSlo
         await dial(edge, str(slot.address))
         assert await ask(before) == b"hello"
 
-        await pool.deny_internet(slot)
+        await pool.restrict(slot, CLOSED)
 
         with pytest.raises(ConnectionResetError):
             await ask(before, b"late")
@@ -139,9 +142,9 @@ async def test_denied_internet_closes_what_is_open_too(lab: Lab, pool: NativeSlo
 
 
 async def test_a_recycled_slot_has_its_internet_back(lab: Lab, pool: NativeSlotPool) -> None:
-    """deny_internet ends with the guest it was for."""
+    """A restriction ends with the guest it was for."""
     slot = await pool.acquire()
-    await pool.deny_internet(slot)
+    await pool.restrict(slot, CLOSED)
     await pool.release(slot)
     await wait_for(lambda: pool.free_count == 2)
     again = {(await pool.acquire()).index for _ in range(2)}
@@ -254,3 +257,78 @@ async def test_the_inside_of_every_slot_is_the_same(lab: Lab, pool: NativeSlotPo
         async with Echo(listen_in(slot.netns, INSIDE_ADDRESS, 80)):
             caller = lab.keep(socket_in(lab.host))
             await dial(caller, str(slot.address), 80)
+
+
+def egress(allow: str = "", deny: str = "", dns: str = "") -> Egress:
+    return Egress(
+        allow=tuple(map(IPv4Network, allow.split())),
+        deny=tuple(map(IPv4Network, deny.split())),
+        dns=tuple(map(IPv4Address, dns.split())),
+    )
+
+
+async def test_allowed_networks_pass_what_is_denied_does_not(lab: Lab, pool: NativeSlotPool) -> None:
+    """Allow beats deny; name servers answer on their port alone; private addresses stay closed though allowed."""
+    slot = await pool.acquire()
+    await pool.restrict(slot, egress(f"{PUBLIC_ADDRESS}/32 10.0.0.0/8 169.254.0.0/16", "0.0.0.0/0", "1.2.3.4"))
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet, Echo(listen_in(lab.internet, "0.0.0.0", 53)):
+        caller, asker = client(lab, slot), client(lab, slot)
+        await dial(caller, PUBLIC_ADDRESS)
+        assert await ask(caller) == b"hello"
+        await dial(asker, "1.2.3.4", 53)
+        assert await ask(asker) == b"hello"
+        for address in ("1.2.3.4", "10.1.2.3", "169.254.169.254", HOST_WAN_ADDRESS):
+            with pytest.raises(OSError, match=PROHIBITED):
+                await dial(client(lab, slot), address)
+        assert len(internet.peers) == 1
+
+
+async def test_a_denied_network_leaves_the_rest_open(lab: Lab, pool: NativeSlotPool) -> None:
+    """And overlapping entries are no error."""
+    slot = await pool.acquire()
+    await pool.restrict(slot, egress("", "1.2.3.0/24 1.2.3.4/32 1.0.0.0/8"))
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)):
+        await dial(client(lab, slot), PUBLIC_ADDRESS)
+        with pytest.raises(OSError, match=PROHIBITED):
+            await dial(client(lab, slot), "1.2.3.4")
+
+
+async def test_rules_are_replaced_while_connections_are_open(lab: Lab, pool: NativeSlotPool) -> None:
+    """What is no longer allowed is cut, in both directions; what is lifted passes again; other slots see nothing."""
+    slot, neighbour = await pool.acquire(), await pool.acquire()
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet:
+        kept, cut, other = client(lab, slot), client(lab, slot), client(lab, neighbour)
+        await dial(kept, PUBLIC_ADDRESS)
+        await dial(cut, "1.2.3.4")
+        await dial(other, "1.2.3.4")
+        for caller in (kept, cut, other):
+            assert await ask(caller) == b"hello"
+        await pool.restrict(slot, egress(deny="1.2.3.4/32"))
+        with pytest.raises(ConnectionResetError):
+            await ask(cut, b"late")
+        assert await ask(kept) == b"hello"
+        assert await ask(other) == b"hello"
+        await pool.restrict(slot, egress())
+        again = client(lab, slot)
+        await dial(again, "1.2.3.4")
+        assert await ask(again) == b"hello"
+        assert len(internet.peers) == 4
+
+
+async def test_rules_outlive_the_node_agent(lab: Lab, make_pool: MakePool) -> None:
+    """The next pool adopts the slot with its guest's rules, and lifts them when the guest is gone."""
+    pool = make_pool(2)
+    await pool.open(frozenset())
+    await wait_for(lambda: pool.free_count == 2)
+    slot = await pool.acquire()
+    await pool.restrict(slot, egress(deny="1.2.3.4/32"))
+    await pool.close()
+    successor = make_pool(2)
+    await successor.open(frozenset((slot.index,)))
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)):
+        with pytest.raises(OSError, match=PROHIBITED):
+            await dial(client(lab, slot), "1.2.3.4")
+        await successor.release(successor.slot(slot.index))
+        await wait_for(lambda: successor.free_count == 2)
+        for taken in (await successor.acquire(), await successor.acquire()):
+            await dial(client(lab, taken), "1.2.3.4")

@@ -143,8 +143,18 @@ BAD_CREATES: list[tuple[dict[str, Any], int, str]] = [
     ({"templateID": "base", "autoPauseMemory": False}, 400, "autoPauseMemory"),
     ({"templateID": "base", "autoPause": True, "autoPauseMemory": False, "autoResume": {"enabled": True}}, 400, "auto"),
     ({"templateID": "base", "metadata": {"firebrick.idleTimeout": "5"}}, 400, "idleTimeout: whole seconds from 15"),
-    ({"templateID": "base", "network": {"denyOut": ["0.0.0.0/0"]}}, 501, "network"),
-    ({"templateID": "base", "network": {"allowPublicTraffic": False}}, 501, "network"),
+    ({"templateID": "base", "network": {"denyOut": ["example.com"]}}, 400, "invalid denied CIDR example.com"),
+    ({"templateID": "base", "network": {"allowOut": ["example.com"]}}, 400, "you must include 'ALL_TRAFFIC' in deny"),
+    (
+        {"templateID": "base", "network": {"allowOut": ["example.com"], "denyOut": ["0.0.0.0/0"]}},
+        501,
+        "network.allowOut with domains",
+    ),
+    ({"templateID": "base", "network": {"rules": {"a.test": [{"transform": {}}]}}}, 501, "network.rules"),
+    ({"templateID": "base", "network": {"egressProxy": {"address": "a:1"}}}, 501, "network.egressProxy"),
+    ({"templateID": "base", "network": {"httpsPorts": [49983]}}, 400, "httpsPorts"),
+    ({"templateID": "base", "network": {"maskRequestHost": "a b"}}, 400, "maskRequestHost"),
+    ({"templateID": "base", "network": {"dnsServers": ["one.one.one.one"]}}, 400, "not an IPv4 address"),
     ({"templateID": "base", "volumeMounts": [{"name": "a", "path": "/a"}]}, 501, "volumeMounts"),
     ({"templateID": "base", "iam": {"tokens": {"a": {}}}}, 501, "iam"),
 ]
@@ -285,7 +295,7 @@ async def test_bad_queries(client: httpx.AsyncClient, query: str) -> None:
 async def test_what_is_not_there_yet_says_so(client: httpx.AsyncClient) -> None:
     """E2B's operations that this version lacks answer 501 with a sentence, and tell clients not to retry."""
     sandbox_id = (await create(client))["sandboxID"]
-    for method, path in (("PUT", f"/sandboxes/{sandbox_id}/network"), ("GET", "/volumes"), ("POST", "/v3/templates")):
+    for method, path in (("GET", f"/volumes/{sandbox_id}"), ("GET", "/volumes"), ("POST", "/v3/templates")):
         response = await client.request(method, path)
         assert response.status_code == 501
         assert "is not available in this version of Firebrick" in response.json()["message"]

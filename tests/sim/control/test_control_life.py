@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from firebrick.control.sandboxes import Idempotency, IdempotencyInProgress, IdempotencyMismatch, NewSandbox
+from firebrick.model.egress import CLOSED
 from firebrick.model.errors import Conflict, Invalid, LimitExceeded, NoCapacity, NotFound, Unavailable
 from firebrick.model.ids import TeamId, new_sandbox_id
 from firebrick.model.machine import ExitCause
@@ -22,7 +23,7 @@ async def test_a_created_sandbox_is_everywhere(running: Running) -> None:
     sandbox = await running.create(metadata={"a": "b"}, env={"X": "1"}, allow_internet_access=False)
     assert sandbox.state is SandboxState.RUNNING
     request = running.world.node.requests[sandbox.sandbox_id]
-    assert request.deny_internet
+    assert request.egress == CLOSED
     assert dict(request.env) == {"X": "1"}
     assert request.access_token == running.control.sandboxes.access_token(sandbox)
     assert running.world.catalog.routes[sandbox.sandbox_id].access_token == request.access_token

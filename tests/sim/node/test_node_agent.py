@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from firebrick.model.egress import CLOSED
 from firebrick.model.errors import FirebrickError, Internal, Invalid, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import BuildId, new_sandbox_id
 from firebrick.model.machine import ExitCause, RuntimeName
@@ -140,7 +141,7 @@ async def test_a_start_that_cannot_work_is_refused_at_once(agent: NodeAgent) -> 
 
 async def test_no_internet_is_denied_before_the_guest_knows_anything(world: World, agent: NodeAgent) -> None:
     """A sandbox without internet never has it, not even a warm one."""
-    started = await agent.start_sandbox(request(deny_internet=True))
+    started = await agent.start_sandbox(request(egress=CLOSED))
     index = world.stored()[started.machine_id].slot_index
     assert index is not None
     assert world.slots.is_denied(world.slots.slot(index))

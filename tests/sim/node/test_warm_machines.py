@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from firebrick.model.egress import CLOSED
 from firebrick.model.machine import ExitCause
 from firebrick.node.supervisor import NodeAgent
 from tests.sim.node.world import World, request
@@ -65,7 +66,7 @@ async def test_a_warm_machine_gives_its_slot_to_a_sandbox(tmp_path: Path) -> Non
     async with world.agent() as agent:
         await wait_for(lambda: full(agent))
         for _ in range(4):
-            await agent.start_sandbox(request(deny_internet=True))
+            await agent.start_sandbox(request(egress=CLOSED))
         assert len(await agent.list_sandboxes()) == 4
         await world.assert_owned(agent)
 

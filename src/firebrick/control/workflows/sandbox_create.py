@@ -21,6 +21,7 @@ from firebrick.control.workflows.engine import Step, run_workflow
 from firebrick.control.workflows.grace_bin import discard_oldest
 from firebrick.control.workflows.sandbox_kill import begin_end, finish_end
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
+from firebrick.model.egress import egress_of
 from firebrick.model.errors import DeadlineExceeded, Internal, NoCapacity, Unavailable
 from firebrick.model.ids import NodeId
 from firebrick.model.node import NodeState
@@ -200,7 +201,7 @@ def start_request(platform: Platform, sandbox: Sandbox) -> StartSandbox:
         metadata=sandbox.metadata,
         access_token=platform.tokens.access_token(sandbox.sandbox_id) if sandbox.secure else "",
         runtime=sandbox.runtime,
-        deny_internet=sandbox.allow_internet_access is False,
+        egress=egress_of(sandbox.allow_internet_access, sandbox.network),
         snapshot_id=sandbox.snapshot_id,
     )
 
