@@ -1,8 +1,9 @@
 """The edge beside nginx, in one run on one machine: small requests, added latency, large bodies.
 
-    python benchmarks/edge.py [--seconds 4] [--megabytes 1024]
+    python benchmarks/edge.py [--seconds 4] [--megabytes 1024] [--tls]
 
-Needs `nginx` (the origin, and the proxy to compare with) and `wrk`. Everything listens on loopback; every server
+Needs `nginx` (the origin, and the proxy to compare with), `wrk`, and `curl` for HTTP/2. With --tls clients speak TLS to
+both proxies; the way from a proxy to the origin stays plain. Everything listens on loopback; every server
 has one worker. Ratios count, not figures: all parties share the machine's cores.
 """
 
@@ -14,18 +15,22 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.support.certificates import self_signed
+
 ORIGIN_HOST = "127.31.7.1"
 MIB = 1024 * 1024
+IN_TLS = False
 SANDBOX_ID = "ibench00000000000000"
 
 NGINX = """
@@ -37,7 +42,7 @@ http {{
   upstream origin {{ server {host}:{origin}; keepalive 128; }}
   upstream sink {{ server {host}:{sink}; keepalive 16; }}
   server {{ listen {host}:{origin}; root {dir}/files; location = /ok {{ return 200 "ok"; }} }}
-  server {{ listen 127.0.0.1:{proxy}; proxy_buffer_size 256k; proxy_buffers 8 256k; proxy_busy_buffers_size 512k;
+  server {{ listen 127.0.0.1:{proxy}{tls}; proxy_buffer_size 256k; proxy_buffers 8 256k; proxy_busy_buffers_size 512k;
     proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_request_buffering off;
     location / {{ proxy_pass http://origin; }}
     location /sink {{ proxy_pass http://sink; }} }}
@@ -45,13 +50,27 @@ http {{
 """
 
 
-def serve_edge(port: int) -> None:
+NGINX_TLS = " ssl http2; ssl_certificate {dir}/self.pem; ssl_certificate_key {dir}/self.key; http2_chunk_size 16k"
+
+
+def connect(address: tuple[str, int]) -> socket.socket:
+    """To a proxy in TLS, if that is measured; to the origin plain."""
+    plain = socket.create_connection(address)
+    if not IN_TLS or address[0] == ORIGIN_HOST:
+        return plain
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(plain)
+
+
+def serve_edge(port: int, certificates: Path | None) -> None:
     import uvloop
 
     from firebrick.catalog.base import Route
     from firebrick.catalog.memory import MemoryCatalog
     from firebrick.clock import SystemClock
     from firebrick.edge.server import Edge
+    from firebrick.edge.tls import server_context
     from firebrick.main.edge import raise_file_limit
     from firebrick.model.ids import MachineId, SandboxId
 
@@ -62,7 +81,11 @@ def serve_edge(port: int) -> None:
         edge = Edge(domain="sandbox.test", catalog=catalog, clock=SystemClock())
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        await edge.serve("127.0.0.1", port)
+        if certificates is None:
+            await edge.serve("127.0.0.1", port)
+        else:
+            context = server_context(certificates / "self.pem", certificates / "self.key")
+            await edge.serve_tls("127.0.0.1", port, context)
         await stop.wait()
         await edge.close()
 
@@ -124,7 +147,7 @@ def read_head(connection: socket.socket) -> bytes:
 def download(address: tuple[str, int], origin_port: int, size: int) -> float:
     """MB/s of one large response."""
     buffer = bytearray(MIB)
-    with socket.create_connection(address) as connection:
+    with connect(address) as connection:
         start = time.perf_counter()
         connection.sendall(head_for(origin_port, "/large"))
         left = size - len(read_head(connection))
@@ -139,7 +162,7 @@ def download(address: tuple[str, int], origin_port: int, size: int) -> float:
 def upload(address: tuple[str, int], sink_port: int, size: int) -> float:
     """MB/s of one large request."""
     block = bytes(MIB)
-    with socket.create_connection(address) as connection:
+    with connect(address) as connection:
         start = time.perf_counter()
         connection.sendall(head_for(sink_port, "/sink", "POST", size))
         for _ in range(size // MIB):
@@ -152,7 +175,7 @@ def latency_us(address: tuple[str, int], origin_port: int, count: int = 2000) ->
     """Median of one small request after the other on one connection."""
     request = head_for(origin_port, "/ok")
     spent = []
-    with socket.create_connection(address) as connection:
+    with connect(address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(count):
             start = time.perf_counter()
@@ -166,7 +189,7 @@ def latency_us(address: tuple[str, int], origin_port: int, count: int = 2000) ->
 
 def requests_per_s(address: tuple[str, int], origin_port: int, seconds: int) -> float:
     command = ["wrk", "-t1", "-c32", f"-d{seconds}s", "-H", f"E2b-Sandbox-Id: {SANDBOX_ID}"]
-    command += ["-H", f"E2b-Sandbox-Port: {origin_port}", f"http://{address[0]}:{address[1]}/ok"]
+    command += ["-H", f"E2b-Sandbox-Port: {origin_port}", f"{scheme(address)}://{address[0]}:{address[1]}/ok"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output:
         raise RuntimeError(output)
@@ -174,6 +197,23 @@ def requests_per_s(address: tuple[str, int], origin_port: int, seconds: int) -> 
     if match is None:
         raise RuntimeError(output)
     return float(match[1])
+
+
+def scheme(address: tuple[str, int]) -> str:
+    return "https" if IN_TLS and address[0] != ORIGIN_HOST else "http"
+
+
+def h2_transfer(address: tuple[str, int], port: int, path: str, upload_file: Path | None = None) -> float:
+    """MB/s of one large body by curl in HTTP/2; straight to the origin in HTTP/1.1."""
+    command = ["curl", "-sk", "--http2", "-o", "/dev/null", "-w", "%{http_code} %{speed_download} %{speed_upload}"]
+    command += ["-H", f"E2b-Sandbox-Id: {SANDBOX_ID}", "-H", f"E2b-Sandbox-Port: {port}", "-H", "Expect:"]
+    command += ["-X", "POST", "-T", str(upload_file)] if upload_file else []
+    command.append(f"{scheme(address)}://{address[0]}:{address[1]}{path}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    status, down, up = done.stdout.split()
+    if status != "200":
+        raise RuntimeError(done.stdout + done.stderr)
+    return float(up if upload_file else down) / 1e6
 
 
 def free_port(host: str) -> int:
@@ -211,10 +251,17 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=1024)
     parser.add_argument("--serve", choices=("edge", "sink"), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--certificates", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tls", action="store_true", help="clients speak TLS, and HTTP/2 in two more rows")
     options = parser.parse_args()
     if options.serve:
-        (serve_edge if options.serve == "edge" else serve_sink)(options.port)
+        if options.serve == "edge":
+            serve_edge(options.port, options.certificates)
+        else:
+            serve_sink(options.port)
         return 0
+    global IN_TLS
+    IN_TLS = options.tls
     missing = [name for name in ("nginx", "wrk") if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") is None]
     if missing:
         print(f"Missing: {' '.join(missing)}. On Debian: apt-get install nginx-light wrk", file=sys.stderr)
@@ -233,20 +280,32 @@ def measure(directory: Path, stack: ExitStack, options: argparse.Namespace) -> N
     with (directory / "files" / "large").open("wb") as large:
         large.truncate(size)
     config = directory / "nginx.conf"
-    config.write_text(NGINX.format(dir=directory, host=ORIGIN_HOST, origin=origin, sink=sink, proxy=nginx_at[1]))
+    tls = NGINX_TLS.format(dir=directory) if options.tls else ""
+    certificates = ["--certificates", str(directory)] if options.tls else []
+    if options.tls:
+        self_signed(directory)
+    config.write_text(
+        NGINX.format(dir=directory, host=ORIGIN_HOST, origin=origin, sink=sink, proxy=nginx_at[1], tls=tls)
+    )
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
     me = [sys.executable, __file__]
     stack.enter_context(process([*me, "--serve", "sink", "--port", str(sink)], (ORIGIN_HOST, sink)))
     stack.enter_context(process([nginx, "-c", str(config), "-p", str(directory)], nginx_at))
-    edge = stack.enter_context(process([*me, "--serve", "edge", "--port", str(edge_at[1])], edge_at))
+    edge = stack.enter_context(process([*me, "--serve", "edge", "--port", str(edge_at[1]), *certificates], edge_at))
     direct = (ORIGIN_HOST, origin)
     print(f"{'':22}{'direct':>10}{'nginx':>10}{'edge':>10}   edge/nginx")
-    rows = (
+    rows: tuple[tuple[str, Callable[[tuple[str, int]], float], tuple[str, int]], ...] = (
         ("small requests/s", lambda at: requests_per_s(at, origin, options.seconds), direct),
         ("latency p50 us", lambda at: latency_us(at, origin), direct),
         (f"download {options.megabytes} MiB MB/s", lambda at: download(at, origin, size), direct),
         (f"upload {options.megabytes} MiB MB/s", lambda at: upload(at, sink, size), (ORIGIN_HOST, sink)),
     )
+    if options.tls:
+        large_file = directory / "files" / "large"
+        rows += (
+            ("h2 download MB/s", lambda at: h2_transfer(at, origin, "/large"), direct),
+            ("h2 upload MB/s", lambda at: h2_transfer(at, sink, "/sink", large_file), (ORIGIN_HOST, sink)),
+        )
     for name, run, straight in rows:
         run(straight)  # warms the page cache
         values = [run(at) for at in (straight, nginx_at, edge_at)]
