@@ -162,6 +162,7 @@ def token_invalid(sandbox_id: str, port: int) -> Answer:
 
 _WAKE_STATUS = {
     "forbidden": 403, "wrong_state": 409, "conflict": 409, "already_exists": 409, "limit_exceeded": 429,
+    "rate_exceeded": 429,
     "deadline_exceeded": 504, "internal": 500,
 }  # fmt: skip
 

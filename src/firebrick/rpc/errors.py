@@ -15,6 +15,7 @@ _STATUS = {
     "already_exists": grpc.StatusCode.ALREADY_EXISTS,
     "conflict": grpc.StatusCode.ABORTED,
     "limit_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "rate_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "no_capacity": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unavailable": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
