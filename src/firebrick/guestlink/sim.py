@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from pathlib import Path
 
 from firebrick.guestlink.base import GuestInit, GuestLogEntry, GuestSilent
@@ -21,12 +22,13 @@ class SimGuest:
 
 class SimGuests:
     """All guests of one simulated node, by control token. `silent_*_count`: so many next calls go unanswered;
-    while `boots` is cleared no guest becomes ready."""
+    `full`: the disk that an export goes to; while `boots` is cleared no guest becomes ready."""
 
     def __init__(self) -> None:
         self.guests: dict[str, SimGuest] = {}
         self.silent_ready_count = 0
         self.silent_init_count = 0
+        self.full = False
         self.boots = asyncio.Event()
         self.boots.set()
 
@@ -74,6 +76,8 @@ class SimGuestLink:
         return entries, since + len(entries)
 
     async def export_disk(self, target: Path, *, since_s: float, most_bytes: int, holds: bool) -> None:
+        if self._world.full:
+            raise OSError(ENOSPC, "No space left on device")
         self.guest.is_held = holds
         target.write_text(json.dumps(self.guest.files))
 

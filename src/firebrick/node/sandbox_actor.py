@@ -33,6 +33,7 @@ from firebrick.node.usage import CpuMeter
 from firebrick.rpc.node_api import NodeSandbox, SandboxUsage, StartSandbox
 
 WARM_CHECK_S = 5.0
+RECLAIM_LOOK_S = 60.0
 RETRY_FIRST_S = 0.2
 RETRY_LONGEST_S = 30.0
 
@@ -279,8 +280,20 @@ class SandboxActor:
                 self._settle_with(sandbox)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.log.follow())
+            group.create_task(self._reclaim())
             while True:
                 await (await self._orders.get()).run()
+
+    async def _reclaim(self) -> None:
+        """Give memory back that a paused machine can read again, once for each pause, after a while."""
+        done_for = None
+        while True:
+            await self._clock.sleep(RECLAIM_LOOK_S)
+            paused_at, freezer = self.machine.record.paused_at, self.machine.freezer
+            if self.state is ActorState.PAUSED and freezer is not None and paused_at != done_for:
+                done_for = paused_at
+                freed_bytes = await freezer.reclaim(self.machine.machine_id)
+                log.info("sandbox.reclaimed", sandbox_id=self.sandbox_id, freed_bytes=freed_bytes)
 
     async def _pause(self) -> datetime:
         if self.state is ActorState.RUNNING:

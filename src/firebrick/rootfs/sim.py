@@ -4,6 +4,7 @@
 """
 
 from collections import deque
+from errno import ENOSPC
 from pathlib import Path
 
 from firebrick.model.ids import MachineId
@@ -11,11 +12,13 @@ from firebrick.rootfs.base import Rootfs, RootfsFailed
 
 
 class SimRootfs:
-    """See `RootfsDriver`. `failures` makes the next calls fail: put "prepare" or "remove" into it."""
+    """See `RootfsDriver`. `failures` makes the next calls fail: put "prepare" or "remove" into it; `full`: nothing more
+    can be copied."""
 
     def __init__(self, *, disks: dict[MachineId, int] | None = None) -> None:
         self.disks = {} if disks is None else disks
         self.failures: deque[str] = deque()
+        self.full = False
 
     async def open(self) -> None:
         return None
@@ -55,6 +58,10 @@ class SimRootfs:
 
     async def capture(self, machine_id: MachineId, target: Path) -> None:
         self._fail("capture", machine_id)
+        if self.full:
+            raise RootfsFailed(f"Cannot copy the disk of machine {machine_id}: it is full.") from OSError(
+                ENOSPC, "full"
+            )
         target.write_text(str(self.disks[machine_id]))
 
     async def mend(self, disk: Path) -> None:

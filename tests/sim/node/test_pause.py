@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firebrick.model.errors import FirebrickError, Internal, NotFound, Unavailable, WrongState
+from firebrick.model.errors import FirebrickError, Internal, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import SandboxId, new_sandbox_id, new_snapshot_id
 from firebrick.model.machine import ExitCause
 from firebrick.node.recovery import end_everything
@@ -62,6 +62,28 @@ async def test_a_pause_with_memory_freezes_the_machine(world: World, agent: Node
     assert await agent.pause_sandbox(pause(started.sandbox_id)) == answer
     with pytest.raises(NotFound):
         await agent.read_usage(started.sandbox_id)
+
+
+async def test_a_long_pause_gives_memory_back(world: World, agent: NodeAgent) -> None:
+    """Once, after a while, and again only after the next pause."""
+    started, _ = await paused(agent, world)
+    machine = world.runtime.machines[started.machine_id]
+    await wait_for(lambda: machine.reclaim_count == 1)
+    await agent.resume_sandbox(request(started.sandbox_id))
+    await agent.pause_sandbox(pause(started.sandbox_id))
+    await wait_for(lambda: machine.reclaim_count == 2)
+
+
+async def test_a_full_disk_refuses_a_snapshot_and_harms_nothing(world: World, agent: NodeAgent) -> None:
+    """NoCapacity, nothing is left, and the sandbox goes on."""
+    started = await agent.start_sandbox(request())
+    world.rootfs.full = True
+    world.guests.full = True
+    with pytest.raises(NoCapacity, match="too full"):
+        await agent.snapshot_sandbox(started.sandbox_id, new_snapshot_id(), keep_memory=False)
+    assert await agent.list_snapshots() == ()
+    assert list((world.root / "snapshots" / "making").iterdir()) == []
+    assert await only(agent) == started
 
 
 async def test_a_resume_with_memory_is_the_same_machine_with_new_settings(world: World, agent: NodeAgent) -> None:

@@ -26,6 +26,7 @@ class SimMachine:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: MachineExit | None = None
     is_frozen: bool = False
+    reclaim_count: int = 0
     cpu_ns: int = 0
     memory_bytes: int = IDLE_MEMORY_BYTES
 
@@ -81,6 +82,7 @@ class SimRuntime:
         self._living(machine_id).is_frozen = False
 
     async def reclaim(self, machine_id: MachineId) -> int:
+        self._living(machine_id).reclaim_count += 1
         return 0
 
     def _living(self, machine_id: MachineId) -> SimMachine:
