@@ -336,7 +336,9 @@ class OverlayRootfs:
         return adopted
 
     def _release_unused(self) -> None:
-        if any((self._root / "machines").iterdir()):
+        # A kept disk is a file, and needs no image until it is resumed.
+        machines = self._root / "machines"
+        if any(entry.target.is_relative_to(machines) for entry in mounts_below(self._root)):
             return
         for target in sorted((self._root / "images").glob("*/*"), reverse=True):
             unmount_patiently(target)

@@ -27,23 +27,9 @@ from firebrick.rpc.node_client import GrpcNodeClient
 from tests.support.wait import wait_for
 
 PROGRAMS = (
-    "bash",
-    "sh",
-    "id",
-    "cat",
-    "sleep",
-    "env",
-    "echo",
-    "hostname",
-    "head",
-    "ls",
-    "kill",
-    "mount",
-    "nproc",
-    "rm",
-    "mkdir",
-    "stat",
-)
+    "bash", "sh", "id", "cat", "sleep", "env", "echo", "hostname", "head", "ls", "kill", "mount", "nproc", "rm",
+    "mkdir", "stat", "chmod",
+)  # fmt: skip
 BUILD_ID = BuildId("00000000-0000-4000-8000-000000000001")
 LIMITS = Limits(millicpu=2000, memory_mib=256, disk_mib=256, process_count=256)
 TOKEN = "access-token"

@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
 
 MAKE = """
     echo kept > /home/user/file; echo tmp > /tmp/file; mkdir -p /home/user/a/b; echo deep > /home/user/a/b/c
-    rm /etc/group; chmod 4755 /home/user/file
+    rm /etc/profile; chmod 4755 /home/user/file
 """
 LOOK = """
     cat /home/user/file /tmp/file /home/user/a/b/c; stat -c %a /home/user/file; id -u
-    [ -e /etc/group ] || echo gone; cat /etc/hostname
+    [ -e /etc/profile ] || echo gone; cat /etc/hostname
 """
 SEEN = ["kept", "tmp", "deep", "4755", "0", "gone", "sandbox"]
 BEAT = "(while :; do echo x >> /tmp/beats; sleep 0.05; done) >/dev/null 2>&1 & echo $!"
