@@ -130,7 +130,7 @@ async def main(arguments: argparse.Namespace) -> None:
     }
     build = list_builds(arguments.templates)[0]
     try:
-        async with node_under_test(directory, warm_count=0, **settings) as node:
+        async with node_under_test(directory, **settings) as node:
             bench = Bench(node, replace(request(limits=LIMITS), build_id=build.build_id), arguments.written)
 
             async def slots_made() -> bool:
