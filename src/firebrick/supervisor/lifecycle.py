@@ -10,7 +10,7 @@ from pathlib import Path
 from firebrick.clock import Clock
 from firebrick.config import Config
 from firebrick.linux.process import ProcessRef, run, spawn_detached, wait_gone
-from firebrick.model.errors import Unavailable
+from firebrick.model.errors import Forbidden, Unavailable
 from firebrick.supervisor.certificates import TlsFiles, ensure_certificates, tls_files
 from firebrick.supervisor.keeper import log_file
 from firebrick.supervisor.roles import (
@@ -59,14 +59,21 @@ def ensure_api_key(config: Config) -> str:
     """The first team's key, minted once and kept in a file that only its owner reads.
 
     The control plane takes it into the store at its start; so a crash between the two loses nothing.
+    Raises: Forbidden — the data directory is not this user's to write.
     """
     key = stored_api_key(config)
     if key:
         return key
     key = "e2b_" + secrets.token_hex(20)
     fresh = config.credentials_file.with_suffix(".new")
-    fresh.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except PermissionError as exc:
+        raise Forbidden(
+            f"The data directory {config.data_dir} cannot be written by this user. Run it as root, as real runtimes "
+            "need, or choose another directory with FIREBRICK_DATA_DIR."
+        ) from exc
     with os.fdopen(descriptor, "w") as sink:
         json.dump({"api_key": key}, sink)
         sink.flush()

@@ -5,8 +5,11 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from firebrick.config import Config
 from firebrick.linux.process import ProcessRef, process_ref
+from firebrick.model.errors import Forbidden
 from firebrick.supervisor.lifecycle import credentials, ensure_api_key
 from firebrick.supervisor.roles import Role, pid_file, reachable_host, running, write_pid_file
 
@@ -55,3 +58,14 @@ def test_every_address_means_this_machine() -> None:
     """A server that listens everywhere is reached on loopback."""
     assert reachable_host("0.0.0.0") == "127.0.0.1"
     assert reachable_host("192.0.2.7") == "192.0.2.7"
+
+
+def test_a_directory_of_another_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not root, or not the owner: what to do instead of a traceback."""
+
+    def refuse(*args: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(Forbidden, match="FIREBRICK_DATA_DIR"):
+        ensure_api_key(Config(data_dir=tmp_path))
