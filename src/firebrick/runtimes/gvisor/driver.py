@@ -188,9 +188,12 @@ def gvisor_config(spec: MachineSpec, *, honours_setuid: bool = False) -> Json:
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": shm_options},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro", "nosuid", "noexec", "nodev"]},
-        # runsc puts a tmpfs on an empty /tmp, and what a guest writes there would count as its memory.
-        bind_mount("/tmp", spec.rootfs / "tmp", "rw", "nosuid", "nodev"),
     ]
+    # runsc puts a tmpfs on an empty /tmp, and what a guest writes there would count as its memory. A guest that wrote
+    # this tree before may have made it a link, which would be followed on the host.
+    tmp = spec.rootfs / "tmp"
+    if tmp.is_dir() and not tmp.is_symlink():
+        mounts.append(bind_mount("/tmp", tmp, "rw", "nosuid", "nodev"))
     has_own_sudo = not honours_setuid and needs_sudo(spec)
     if has_own_sudo:
         mounts.append(bind_mount(f"/{_SUDO}", spec.agent_dir / SUDO_NAME, "ro", "nosuid", "nodev"))
