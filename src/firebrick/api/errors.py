@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from firebrick.control.sandboxes import IdempotencyInProgress, IdempotencyMismatch
 from firebrick.log import get_log
@@ -131,7 +132,22 @@ async def _on_http_error(request: Request, exc: Exception) -> Response:
         message = "validation error: the body cannot be read as JSON"
     else:
         message = str(exc.detail)
-    return error_response(exc.status_code, message, headers=exc.headers)
+    headers = {"Allow": ", ".join(_methods_of(request))} if exc.status_code == 405 else exc.headers
+    return error_response(exc.status_code, message, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What this path knows. The framework names the first route's methods only, and ours have one each."""
+    found: set[str] = set()
+    waiting = list(request.app.routes)
+    while waiting:
+        route = waiting.pop()
+        inner = getattr(route, "original_router", None)
+        if inner is not None:
+            waiting += inner.routes
+        elif isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 async def _on_invalid(request: Request, exc: Exception) -> Response:

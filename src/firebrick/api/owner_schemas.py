@@ -69,7 +69,7 @@ class Quota(Request):
     maxMillicpu: Count | None = None
     maxMemoryMiB: Count | None = None
     maxDiskMiB: Count | None = None
-    maxCreatesPerS: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=False)] | None = None
+    maxCreatesPerS: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
 
 
 class NewTeam(Quota):

@@ -6,6 +6,7 @@ from typing import Annotated
 from urllib.parse import unquote
 
 from fastapi import Depends, Path, Query
+from pydantic import BeforeValidator
 
 from firebrick.control.sandboxes import not_found
 from firebrick.model.errors import Invalid
@@ -90,6 +91,16 @@ def parse_sandbox_ids(text: str) -> list[SandboxId]:
     if len(words) > MAX_IDS:
         raise Invalid(f"sandbox_ids: at most {MAX_IDS} ids at once")
     return [SandboxId(word) for word in words if is_sandbox_id(word)]
+
+
+def _written_out(value: object) -> object:
+    if isinstance(value, str) and not value.lstrip("+-").replace(".", "", 1).isdecimal():
+        return value
+    raise ValueError("must be a time as in RFC 3339, not a number")
+
+
+Moment = Annotated[datetime, BeforeValidator(_written_out)]
+"""Numbers would be taken as seconds or milliseconds, by their size."""
 
 
 def as_utc(moment: datetime | None) -> datetime | None:

@@ -1,13 +1,12 @@
 """Endpoints that list sandboxes."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query, Request
 from fastapi.responses import Response
 
 from firebrick.api import schemas
-from firebrick.api.parameters import as_utc, parse_metadata_filter, parse_states, parse_template_filter
+from firebrick.api.parameters import Moment, as_utc, parse_metadata_filter, parse_states, parse_template_filter
 from firebrick.api.route import ControlOf, TeamOf, authenticated_router
 from firebrick.api.wire import ListedBytes
 from firebrick.control.listing import SandboxFilter
@@ -34,7 +33,7 @@ async def list_sandboxes_v2(
     metadata: str | None = None,
     state: str | None = None,
     order: Literal["asc", "desc"] = "desc",
-    startedAfter: datetime | None = None,
+    startedAfter: Moment | None = None,
     template: str | None = None,
     nextToken: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from firebrick import __version__, log
-from firebrick.cli import audit, doctor, instance, owners, sandbox, up, why
+from firebrick.cli import audit, doctor, drill, instance, owners, sandbox, up, why
 from firebrick.cli.console import out, reports_errors, table
 from firebrick.config import Config, load_config
 
@@ -23,6 +23,7 @@ app.command("status")(instance.status)
 app.command("env")(instance.env)
 app.command("doctor")(doctor.doctor)
 app.command("why")(why.why)
+app.command("drill")(drill.drill)
 app.add_typer(owners.teams, name="team")
 app.add_typer(owners.keys, name="key")
 app.add_typer(owners.users, name="user")

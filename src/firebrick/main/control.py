@@ -15,6 +15,7 @@ from firebrick.builder.template_store import list_builds
 from firebrick.catalog.embedded import EmbeddedCatalogServer
 from firebrick.clock import Clock, SystemClock
 from firebrick.config import Config, load_config
+from firebrick.control.failpoint import arm
 from firebrick.control.plane import open_control_plane
 from firebrick.model.errors import FirebrickError, Unavailable
 from firebrick.model.ids import NodeId
@@ -90,6 +91,7 @@ async def wait_node_id(path: Path, clock: Clock) -> NodeId:
 
 def main() -> int:
     config = load_config()
+    arm(config.die_at_file_for_test_purposes_only)
     log.configure(config.log_level, "control")
     try:
         uvloop.run(run(config, SystemClock()))

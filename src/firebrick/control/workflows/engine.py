@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from firebrick.control.failpoint import reached
 from firebrick.log import get_log
 
 log = get_log("control.workflow")
@@ -44,7 +45,9 @@ async def run_workflow(
     for index, step in enumerate(steps):
         before = perf_counter()
         try:
+            reached(f"{name}.{step.name}.before")
             await step.act(context)
+            reached(f"{name}.{step.name}.after")
         except BaseException as exc:
             durations_ms[step.name] = _ms_since(before)
             log.info("workflow.failed", workflow=name, step=step.name, error=repr(exc))

@@ -1,0 +1,266 @@
+"""The instance that `firebrick drill` breaks: an own data directory, own ports, own network, the user's templates."""
+
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import httpx
+
+from firebrick.config import Config
+from firebrick.linux.process import process_ref
+from firebrick.model.errors import FirebrickError, Internal
+
+SHARED = ("templates", "tools")
+UP_TIMEOUT_S = 900
+PATIENCE_S = 90.0
+POLL_S = 0.1
+CANARY = "while true; do date +%s%N > /tmp/beat; sleep 0.2; done"
+
+
+class Lost(FirebrickError):
+    """A promise did not hold after a fault."""
+
+
+class NotOffered(FirebrickError):
+    """The operation does not work here even without a fault, so nothing can be said of it."""
+
+
+class Drilled:
+    """One instance. A canary runs in it all the time: it must live through every fault but a reboot."""
+
+    def __init__(self, data_dir: Path, env: dict[str, str], ports: tuple[int, int]) -> None:
+        self.data_dir = data_dir
+        self.api_port, self.edge_port = ports
+        self._env = env
+        self._fail_file = Path(env["FIREBRICK_DIE_AT_FILE_FOR_TEST_PURPOSES_ONLY"])
+        self._key = ""
+        self._canary = ""
+        self._pool = ThreadPoolExecutor(2)
+
+    @property
+    def _sdk(self) -> dict[str, Any]:
+        urls = {"api_url": f"http://127.0.0.1:{self.api_port}", "sandbox_url": f"http://127.0.0.1:{self.edge_port}"}
+        return {"api_key": self._key, **urls}
+
+    def up(self) -> None:
+        done = self.firebrick("up", "--detach")
+        if done.returncode != 0:
+            raise Internal(f"The drill's own instance does not come up: {(done.stdout + done.stderr)[-600:]}")
+        self._key = json.loads((self.data_dir / "credentials.json").read_text())["api_key"]
+
+    def firebrick(self, *args: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "firebrick.cli", *args]
+        return subprocess.run(argv, env=self._env, capture_output=True, text=True, timeout=UP_TIMEOUT_S)
+
+    def pid(self, role: str) -> int:
+        return int(json.loads((self.data_dir / "run" / f"{role}.json").read_text())["pid"])
+
+    def api(self, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {"X-API-Key": self._key} | options.pop("headers", {})
+        with httpx.Client(base_url=self._sdk["api_url"], trust_env=False, timeout=70) as client:
+            return client.request(method, path, headers=headers, **options)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def operate(self, operation: str, *, die_at: str = "", role: str = "control") -> str:
+        """Do one operation, with a process dying at a step; do it again until it works; then nothing may be lost."""
+        self._prepare_canary()
+        attempt = getattr(self, f"_do_{operation}")
+        subject = "" if operation == "create" else self.new_sandbox()
+        if operation == "resume" and not self._worked(self._do_pause(subject)):
+            raise NotOffered("pausing is not offered by this node")
+        if die_at:
+            self._fail_file.write_text(f"{die_at} {self.pid(role)}")
+        try:
+            self._try(attempt, subject)
+            # The second half of a kill or a pause is done behind the answer.
+            self._wait(lambda: not self._fail_file.exists(), f"the step {die_at} was never reached", is_offer=True)
+            self._wait(self._is_well, "the instance did not become healthy again")
+            self._wait(lambda: self._worked(self._try(attempt, subject)), f"{operation} does not work when tried again")
+            self._check_canary()
+        finally:
+            self._fail_file.unlink(missing_ok=True)
+            self._key_of_create = ""
+            self._wait(self._clean, "not everything could be ended")
+        self._wait(self._is_settled, "rows, reservations and machines do not agree")
+        return ""
+
+    _key_of_create = ""
+
+    def _do_create(self, subject: str) -> httpx.Response:
+        self._key_of_create = self._key_of_create or secrets.token_hex(8)
+        body = {"templateID": "base", "timeout": 600}
+        return self.api("POST", "/v2/sandboxes", json=body, headers={"Idempotency-Key": self._key_of_create})
+
+    def _do_kill(self, subject: str) -> httpx.Response:
+        return self.api("DELETE", f"/sandboxes/{subject}")
+
+    def _do_pause(self, subject: str) -> httpx.Response:
+        return self.api("POST", f"/sandboxes/{subject}/pause")
+
+    def _do_resume(self, subject: str) -> httpx.Response:
+        return self.api("POST", f"/v2/sandboxes/{subject}/connect", json={"timeout": 600})
+
+    def _do_snapshot(self, subject: str) -> httpx.Response:
+        return self.api("POST", f"/sandboxes/{subject}/snapshots", json={})
+
+    def _do_fork(self, subject: str) -> httpx.Response:
+        return self.api("POST", f"/sandboxes/{subject}/fork", json={"timeout": 600})
+
+    def _worked(self, answer: httpx.Response | None) -> bool:
+        """Also 404 for a kill and 409 for a pause: the first try has done it."""
+        if answer is None:
+            return False
+        is_repeat = (answer.request.method, answer.status_code) in (("DELETE", 404), ("POST", 409))
+        return answer.is_success or (is_repeat and "creat" not in answer.text)
+
+    def _try(self, attempt: Any, subject: str) -> httpx.Response | None:
+        try:
+            answer: httpx.Response = attempt(subject)
+        except httpx.HTTPError:
+            return None
+        if answer.status_code == 501:
+            raise NotOffered(str(answer.json()["message"]))
+        return answer
+
+    def try_create_in_background(self) -> "Future[httpx.Response | None]":
+        return self._pool.submit(self._try, self._do_create, "")
+
+    def new_sandbox(self) -> str:
+        answer = self.api("POST", "/v2/sandboxes", json={"templateID": "base", "timeout": 3600})
+        if not answer.is_success:
+            raise Lost(f"no sandbox can be created: {answer.text[:200]}")
+        return str(answer.json()["sandboxID"])
+
+    def why(self, sandbox_id: str) -> dict[str, Any]:
+        self._wait(lambda: self.api("GET", f"/sandboxes/{sandbox_id}").status_code == 404, "it is not told as ended")
+        found: dict[str, Any] = self.api("GET", f"/sandboxes/{sandbox_id}/why").json()
+        return found
+
+    def forget_canary(self) -> None:
+        self._canary = ""
+
+    def _prepare_canary(self) -> None:
+        if not self._canary:
+            from e2b import Sandbox
+
+            self._canary = self.new_sandbox()
+            box = Sandbox.connect(self._canary, timeout=3600, **self._sdk)
+            box.commands.run(CANARY, background=True, timeout=0)
+            box.files.write("/home/user/precious", "kept")
+
+    def _check_canary(self) -> None:
+        from e2b import Sandbox
+
+        box = Sandbox.connect(self._canary, timeout=3600, **self._sdk)
+        if box.files.read("/home/user/precious") != "kept":
+            raise Lost("the canary's file is not as it was written")
+        first = box.files.read("/tmp/beat")
+        self._wait(lambda: box.files.read("/tmp/beat") != first, "the canary's process does not go on")
+
+    def _listed(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.api("GET", "/v2/sandboxes").json()
+        return found
+
+    def _clean(self) -> bool:
+        try:
+            for item in self._listed():
+                if item["sandboxID"] != self._canary:
+                    self.api("DELETE", f"/sandboxes/{item['sandboxID']}")
+            for item in self.api("GET", "/snapshots").json() if self.api("GET", "/snapshots").is_success else []:
+                self.api("DELETE", f"/templates/{item['snapshotID'].replace('/', '%2F')}")
+            return {item["sandboxID"] for item in self._listed()} <= {self._canary}
+        except httpx.HTTPError:
+            return False
+
+    def _is_well(self) -> bool:
+        done = self.firebrick("status", "--json")
+        return done.returncode == 0
+
+    def _is_settled(self) -> bool:
+        """The node holds the canary and warm machines, and nothing is reserved for anybody else."""
+        token = (self.data_dir / "admin-token").read_text().strip()
+        try:
+            node = self.api("GET", "/nodes", headers={"X-Admin-Token": token}).json()[0]
+        except (httpx.HTTPError, KeyError):
+            return False
+        return bool(node["sandboxCount"] == 1 and node["status"] == "ready" and node["metrics"]["allocatedCPU"] <= 2)
+
+    def _wait(self, condition: Any, what: str, *, is_offer: bool = False) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise (NotOffered if is_offer else Lost)(what)
+            time.sleep(POLL_S)
+
+    def reboot(self) -> None:
+        """Kill what a reboot would: every process of the instance, the machines' too; then the run directory."""
+        for role in ("supervisor", "node", "control", "edge"):
+            os.kill(self.pid(role), signal.SIGKILL)
+        mark = str(self.data_dir / "node").encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and self._is_of_machine(entry, mark):
+                ref = process_ref(int(entry.name))
+                if ref is not None:
+                    ref.kill()
+        shutil.rmtree(self.data_dir / "run")
+        self.up()
+        self._wait(self._is_well, "the instance did not come back")
+
+    @staticmethod
+    def _is_of_machine(entry: Path, mark: bytes) -> bool:
+        try:
+            return mark in (entry / "cmdline").read_bytes() or mark in (entry / "mountinfo").read_bytes()
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+@contextmanager
+def drilled_instance(config: Config, runtime: str) -> Iterator[Drilled]:
+    """Bring it up, and take it down with everything it made. Raises Internal."""
+    data_dir = Path(tempfile.mkdtemp(prefix="firebrick-drill-", dir="/var/tmp"))
+    for name in SHARED:
+        (config.data_dir / name).mkdir(parents=True, exist_ok=True)
+        (data_dir / name).symlink_to((config.data_dir / name).resolve())
+    sockets = [create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = (sockets[0].getsockname()[1], sockets[1].getsockname()[1])
+    for item in sockets:
+        item.close()
+    chosen = {
+        "data_dir": data_dir, "api_port": ports[0], "edge_port": ports[1], "runtime": runtime, "slot_count": 16,
+        "network_prefix": _free_prefix(), "die_at_file_for_test_purposes_only": data_dir / "die-at",
+        "warm_count": 0, "grace_bin_s": 0,
+    }  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("E2B_", "FIREBRICK_"))}
+    env |= {f"FIREBRICK_{name.upper()}": str(value) for name, value in chosen.items()}
+    drilled = Drilled(data_dir, env, ports)
+    try:
+        drilled.up()
+        yield drilled
+    finally:
+        drilled.close()
+        done = drilled.firebrick("down")
+        if done.returncode == 0:
+            shutil.rmtree(data_dir)
+
+
+def _free_prefix() -> str:
+    # Any of a thousand: the slot pool refuses one whose addresses are taken, with its own words.
+    return f"10.{random.randrange(64, 128)}.{16 * random.randrange(16)}.0/20"
