@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from pydantic import TypeAdapter
 
 from firebrick.api import schemas
-from firebrick.api.errors import NotInThisVersion, status_of
+from firebrick.api.errors import status_of
 from firebrick.api.parameters import SandboxIdOf
 from firebrick.api.route import ControlOf, TeamOf, authenticated_router
 from firebrick.api.sandboxes import sandbox_answer, sandbox_with_tokens
@@ -38,9 +38,12 @@ async def pause_sandbox(
 ) -> Response:
     """Pause a sandbox: with its memory, or with `memory: false` its disk only. It is paused when this answers."""
     wish = body or schemas.PauseSandbox()
-    if wish.requireHealthyGuest:
-        raise NotInThisVersion("requireHealthyGuest: refusing to pause when the agent does not answer")
-    await control.pausing.pause(team.team_id, sandbox_id, keep_memory=wish.memory is not False)
+    await control.pausing.pause(
+        team.team_id,
+        sandbox_id,
+        keep_memory=wish.memory is not False,
+        require_healthy=bool(wish.requireHealthyGuest),
+    )
     return Response(status_code=204)
 
 

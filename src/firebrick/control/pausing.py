@@ -26,14 +26,16 @@ class PauseService:
         self._platform = platform
         self._sandboxes = sandboxes
 
-    async def pause(self, team_id: TeamId, sandbox_id: SandboxId, *, keep_memory: bool) -> Sandbox:
+    async def pause(
+        self, team_id: TeamId, sandbox_id: SandboxId, *, keep_memory: bool, require_healthy: bool = False
+    ) -> Sandbox:
         """Pause it; its node holds it when this returns, with its memory only if that was asked for and can be had.
 
         One that is being paused already is waited for: a client that repeats a request whose answer it lost must not be
         told that there was nothing to do.
 
         Raises: NotFound; WrongState — it is not running; Unavailable, DeadlineExceeded — the pause goes on behind;
-            Internal — its node cannot pause it, so it runs on.
+            Internal — its node cannot pause it, so it runs on; GuestUnresponsive — likewise, with `require_healthy`.
         """
         sandbox = await self._sandboxes.fetch(team_id, sandbox_id)
         if sandbox.state is SandboxState.PAUSING:
@@ -42,7 +44,12 @@ class PauseService:
                 return sandbox
         with bound(sandbox_id=sandbox_id):
             return await pause_sandbox(
-                SandboxPause(platform=self._platform, sandbox_id=sandbox_id, keep_memory=keep_memory)
+                SandboxPause(
+                    platform=self._platform,
+                    sandbox_id=sandbox_id,
+                    keep_memory=keep_memory,
+                    require_healthy=require_healthy,
+                )
             )
 
     async def connect(

@@ -20,9 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from firebrick.guestlink.base import GuestLink
+from firebrick.guestlink.base import GuestLink, GuestSilent
 from firebrick.linux.loop import copy_file
-from firebrick.model.errors import Internal
+from firebrick.model.errors import Internal, WrongState
 from firebrick.model.ids import MachineId
 from firebrick.network.base import Slot
 from firebrick.node.drivers import NodeDrivers, NodeSettings
@@ -37,6 +37,8 @@ ID_COUNT = 65_536
 FIRST_ID_SHIFT = 0x7000_0000
 """Above every range that accounts, subuid tables and systemd's containers use."""
 
+ALIVE_TIMEOUT_S = 3.0
+"""How long an agent that ran already may take to say so."""
 READY_TIMEOUT_S = 45.0
 ARCHIVE_SLACK_BYTES = 64 << 20
 _RUNTIME_DIRECTORY = "runtime"
@@ -156,6 +158,13 @@ class Machine:
             )
         with self._step("runtime_ms"):
             await self.runtime.start(self._spec(rootfs, slot))
+
+    async def check_agent(self) -> None:
+        """Raises WrongState when its guest agent does not answer."""
+        try:
+            await self.link.wait_ready(timeout_s=ALIVE_TIMEOUT_S)
+        except GuestSilent as exc:
+            raise WrongState("The sandbox's guest agent does not answer.", detail=exc.message) from exc
 
     async def wait_ready(self) -> None:
         """Return when the guest agent answers and has taken in what it begins with. Raises GuestSilent."""

@@ -161,6 +161,8 @@ class NodeAgent:
         entry = self._living(request.sandbox_id)
         if entry is not None:
             actor = entry.actor
+            if request.require_healthy:
+                await actor.machine.check_agent()
             if request.keep_memory and actor.machine.freezer is not None:
                 return await self._paused(actor.machine.record, await actor.pause())
             await actor.end_keeping(is_killed=False)

@@ -336,9 +336,8 @@ class OverlayRootfs:
         return adopted
 
     def _release_unused(self) -> None:
-        # A kept disk is a file, and needs no image until it is resumed.
-        machines = self._root / "machines"
-        if any(entry.target.is_relative_to(machines) for entry in mounts_below(self._root)):
+        # A machine of which only the disk is kept has no mount and needs no image.
+        if mounts_below(self._root / "machines"):
             return
         for target in sorted((self._root / "images").glob("*/*"), reverse=True):
             unmount_patiently(target)

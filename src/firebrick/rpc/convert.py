@@ -154,11 +154,15 @@ def sandbox_from_wire(wire: pb.NodeSandbox) -> NodeSandbox:
 
 
 def pause_to_wire(item: PauseSandbox) -> pb.PauseSandboxRequest:
-    return pb.PauseSandboxRequest(sandbox_id=item.sandbox_id, keep_memory=item.keep_memory)
+    return pb.PauseSandboxRequest(
+        sandbox_id=item.sandbox_id, keep_memory=item.keep_memory, require_healthy=item.require_healthy
+    )
 
 
 def pause_from_wire(wire: pb.PauseSandboxRequest) -> PauseSandbox:
-    return PauseSandbox(sandbox_id=SandboxId(wire.sandbox_id), keep_memory=wire.keep_memory)
+    return PauseSandbox(
+        sandbox_id=SandboxId(wire.sandbox_id), keep_memory=wire.keep_memory, require_healthy=wire.require_healthy
+    )
 
 
 def paused_to_wire(item: PausedSandbox) -> pb.PausedSandbox:

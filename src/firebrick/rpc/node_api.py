@@ -86,10 +86,12 @@ class NodeSandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseSandbox:
-    """`keep_memory` is a wish: where the runtime cannot, the answer says so."""
+    """`keep_memory` is a wish: where the runtime cannot, the answer says so. `require_healthy`: not at all when the
+    guest agent does not answer."""
 
     sandbox_id: SandboxId
     keep_memory: bool
+    require_healthy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,8 @@ class NodeClient(Protocol):
         beside them; without, or where the runtime cannot, its machine is ended after a sync and its disk kept.
         Repeating it returns the same answer; a memory that is kept is given up when it is repeated without.
 
-        Raises: NotFound — it does not run here; Unavailable; Internal — it could not be paused and runs on.
+        Raises: NotFound — it does not run here; WrongState — its agent does not answer, and that was required;
+        Unavailable; Internal — it could not be paused. In the last and the second case it runs on.
         """
         ...
 

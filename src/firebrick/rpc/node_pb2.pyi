@@ -121,12 +121,14 @@ class NodeSandbox(_message.Message):
     def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., runtime: _Optional[str] = ..., address: _Optional[str] = ..., started_at_us: _Optional[int] = ..., from_warm: _Optional[bool] = ..., state: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., kept_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ...) -> None: ...
 
 class PauseSandboxRequest(_message.Message):
-    __slots__ = ("sandbox_id", "keep_memory")
+    __slots__ = ("sandbox_id", "keep_memory", "require_healthy")
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
     KEEP_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_HEALTHY_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     keep_memory: bool
-    def __init__(self, sandbox_id: _Optional[str] = ..., keep_memory: _Optional[bool] = ...) -> None: ...
+    require_healthy: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., keep_memory: _Optional[bool] = ..., require_healthy: _Optional[bool] = ...) -> None: ...
 
 class PausedSandbox(_message.Message):
     __slots__ = ("sandbox_id", "machine_id", "keeps_memory", "paused_at_us", "disk_bytes")

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from firebrick.control.background.sample_teams import ROUND_S
-from firebrick.model.errors import Internal
+from firebrick.model.errors import Internal, WrongState
 from firebrick.model.ids import SandboxId, new_sandbox_id
 from firebrick.model.sandbox import SandboxState
 from firebrick.store.samples import FULL
@@ -137,6 +137,22 @@ async def test_a_node_that_cannot_pause_is_told_once(client: httpx.AsyncClient, 
     assert (response.status_code, response.headers["should-retry"]) == (500, "false")
     running.world.node.before.clear()
     assert (await detail(client, made))["state"] == "running"
+
+
+async def test_a_silent_guest_may_forbid_the_pause(client: httpx.AsyncClient, running: Running) -> None:
+    """With requireHealthyGuest a sandbox whose agent does not answer is not paused: 503, and it runs on."""
+    made = (await create(client))["sandboxID"]
+
+    def refuse() -> None:
+        raise WrongState("The sandbox's guest agent does not answer.")
+
+    running.world.node.before["pause_sandbox"] = refuse
+    response = await client.post(f"/sandboxes/{made}/pause", json={"requireHealthyGuest": True})
+    assert response.status_code == 503
+    assert "does not answer" in response.json()["message"]
+    running.world.node.before.clear()
+    assert (await detail(client, made))["state"] == "running"
+    await pause(client, made, requireHealthyGuest=True)
 
 
 async def test_snapshots(client: httpx.AsyncClient, running: Running) -> None:

@@ -328,3 +328,14 @@ async def test_a_kill_beats_whatever_is_under_way(world: World, agent: NodeAgent
     with pytest.raises(FirebrickError):
         await pausing
     await world.assert_empty()
+
+
+async def test_a_pause_may_want_an_agent_that_answers(world: World, agent: NodeAgent) -> None:
+    """With `require_healthy` a silent agent refuses the pause and the sandbox runs on; one that answers does not."""
+    started = await agent.start_sandbox(request())
+    wish = replace(pause(started.sandbox_id), require_healthy=True)
+    world.guests.silent_ready_count = 1
+    with pytest.raises(WrongState, match="does not answer"):
+        await agent.pause_sandbox(wish)
+    assert (await only(agent)).state is NodeSandboxState.RUNNING
+    assert (await agent.pause_sandbox(wish)).keeps_memory

@@ -2,30 +2,44 @@
 
 from datetime import timedelta
 
+import pytest
+
 from firebrick.lifecycle.idle import IdleMark, idle_mark, is_idle
 from tests.support.rows import NOW
 
 
-def marks(*steps: tuple[float, int, int]) -> IdleMark:
-    """The mark after readings at (seconds, CPU in ms, generation)."""
-    mark = None
-    for at_s, cpu_ms, generation in steps:
-        at = NOW + timedelta(seconds=at_s)
-        mark = idle_mark(mark, read_at=at, cpu_ns=cpu_ms * 1_000_000, generation=generation)
-    assert mark is not None
+def marks(*shares: float, generation: int = 1) -> IdleMark:
+    """The mark after readings 5 s apart, between which those shares of a core were used; the last has `generation`."""
+    mark = idle_mark(None, read_at=NOW, cpu_ns=0, generation=1)
+    cpu_ns = 0
+    for number, share in enumerate(shares, 1):
+        cpu_ns += round(share * 5e9)
+        at = NOW + timedelta(seconds=5 * number)
+        mark = idle_mark(mark, read_at=at, cpu_ns=cpu_ns, generation=generation if number == len(shares) else 1)
     return mark
 
 
-def test_doing_nothing_long_enough_is_idle() -> None:
-    """Below two hundredths of a core for the whole time is idle, at the second it is reached."""
-    quiet = [(number * 5.0, 100 + number * 50, 1) for number in range(5)]
-    assert not is_idle(marks(*quiet[:4]), 20)
-    assert is_idle(marks(*quiet), 20)
-    assert not is_idle(marks(*quiet), None)
+@pytest.mark.parametrize("rest", [0.0, 0.001, 0.025], ids=["nothing", "container", "gvisor"])
+def test_rest_is_idle_at_the_second_it_is_reached(rest: float) -> None:
+    """Whatever being there costs on a runtime, a sandbox at rest for the whole time is idle."""
+    assert not is_idle(marks(rest, rest, rest), 20)
+    assert is_idle(marks(rest, rest * 1.1, rest, rest), 20)
+    assert not is_idle(marks(rest, rest, rest, rest), None)
 
 
-def test_work_and_requests_begin_anew() -> None:
-    """CPU time, a change of the row and a new machine each set the clock back."""
-    assert marks((0, 0, 1), (5, 10, 1)).since == NOW
-    for step in ((5, 200, 1), (5, 10, 2), (5, -1, 1)):
-        assert marks((0, 0, 1), step).since == NOW + timedelta(seconds=5)
+@pytest.mark.parametrize("rest", [0.0, 0.025])
+def test_a_single_command_is_work(rest: float) -> None:
+    """40 ms of CPU between two readings set the time back."""
+    assert marks(rest, rest, rest + 0.008).since == NOW + timedelta(seconds=15)
+
+
+def test_a_sandbox_that_never_rests_is_not_idle() -> None:
+    """A share that a sandbox has all the time is work all the same, above what rest can cost."""
+    assert marks(1.0, 1.0, 1.0).since == NOW + timedelta(seconds=15)
+    assert marks(0.07, 0.07, 0.07).since == NOW + timedelta(seconds=15)
+
+
+def test_requests_and_new_machines_begin_anew() -> None:
+    """A change of the row and a counter that went back each set the time back."""
+    assert marks(0.0, 0.0, generation=2).since == NOW + timedelta(seconds=10)
+    assert marks(0.01, -0.01).since == NOW + timedelta(seconds=10)

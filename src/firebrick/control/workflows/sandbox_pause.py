@@ -33,6 +33,12 @@ FREEZE_TIMEOUT_S = 60.0
 LOST_DETAIL = "Its node no longer has it."
 
 
+class GuestUnresponsive(Unavailable):
+    """The pause was to be refused if the guest agent does not answer, and it does not. The sandbox runs on."""
+
+    code = "guest_unresponsive"
+
+
 @dataclass(slots=True, kw_only=True)
 class SandboxPause:
     """`generation` limits the pause to the row as it was read; None: whatever it is. `is_refused`: the node said that
@@ -41,6 +47,7 @@ class SandboxPause:
     platform: Platform
     sandbox_id: SandboxId
     keep_memory: bool = True
+    require_healthy: bool = False
     generation: int | None = None
     sandbox: Sandbox | None = None
     frozen: PausedSandbox | None = None
@@ -95,7 +102,9 @@ async def _freeze(pause: SandboxPause) -> None:
     assert pause.sandbox is not None
     pause.is_refused = False
     client = pause.platform.nodes.client(pause.sandbox.node_id)
-    request = PauseSandbox(sandbox_id=pause.sandbox_id, keep_memory=pause.keep_memory)
+    request = PauseSandbox(
+        sandbox_id=pause.sandbox_id, keep_memory=pause.keep_memory, require_healthy=pause.require_healthy
+    )
     try:
         async with asyncio.timeout(FREEZE_TIMEOUT_S):
             pause.frozen = await client.pause_sandbox(request)
@@ -103,6 +112,13 @@ async def _freeze(pause: SandboxPause) -> None:
         raise DeadlineExceeded(f"The sandbox was not paused within {FREEZE_TIMEOUT_S:.0f} seconds.") from exc
     except (Unavailable, DeadlineExceeded):
         raise
+    except WrongState as exc:
+        pause.is_refused = True
+        raise GuestUnresponsive(
+            f"Sandbox {pause.sandbox_id} was not paused and runs on: its guest agent does not answer. "
+            "Pause it without requireHealthyGuest, or kill it.",
+            detail=exc.message,
+        ) from exc
     except FirebrickError:
         pause.is_refused = True
         raise
