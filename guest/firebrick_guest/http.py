@@ -312,9 +312,11 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     async def more(self, timeout_s: float | None) -> None:
-        """Wait for bytes. Raises HttpError 408 after `timeout_s`."""
-        if self._is_lost or self._is_half_closed:
+        """Wait for bytes. Raises HttpError 408 after `timeout_s`, 400 when the client has said that none will come."""
+        if self._is_lost:
             raise ConnectionResetError
+        if self._is_half_closed:
+            raise HttpError(400, "the request ends before its body does", close=True)
         self.relieve()
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -349,6 +351,7 @@ class Connection(asyncio.Protocol):
                     break
         except HttpError as exc:
             self._refuse(exc)
+            await self._drop_rest()
         except (asyncio.CancelledError, ConnectionError):
             # The client went away or the server closes: nobody is left to be told.
             self.transport.abort()
@@ -368,6 +371,7 @@ class Connection(asyncio.Protocol):
             exchange.keep_alive = exchange.keep_alive and not exc.close
             exchange.answer_json(exc.status, {"code": exc.status, "message": exc.message})
             if exc.close:
+                await self._drop_rest()
                 return False
         if not exchange.is_finished:
             self.transport.abort()
@@ -388,6 +392,20 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             return False
         return True
+
+    async def _drop_rest(self) -> None:
+        """Let the client read the last answer: to close while it still sends would reset what it has not read yet."""
+        try:
+            self.transport.write_eof()
+            async with asyncio.timeout(LINGER_S):
+                dropped = 0
+                while dropped < LINGER_BYTES:
+                    dropped += len(self.buffer)
+                    self.buffer.clear()
+                    await self.more(None)
+        except (OSError, RuntimeError, HttpError):
+            # TimeoutError is an OSError: it has had its time, or it has gone already.
+            pass
 
     async def _next_head(self) -> Head | None:
         buffer = self.buffer

@@ -91,6 +91,9 @@ class Routes:
             if exc.status == 507:
                 self._limits.hit("disk")
             raise
+        except ConnectionError:
+            # The client has gone.
+            raise
         except Exception as exc:
             self._log.add("error", "a request failed", route=path[:100], reason=repr(exc))
             raise HttpError(500, "the guest agent failed to handle the request", close=True) from exc

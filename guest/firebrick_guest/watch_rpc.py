@@ -31,14 +31,15 @@ class WatchService:
 
     async def watch(self, stream: ServerStream, request: Message) -> None:
         timeout = timeout_s(stream.exchange)
-        watcher = await self._open(stream.exchange, request)
         try:
             async with asyncio.timeout(timeout or None):
-                await _follow(watcher, stream)
+                watcher = await self._open(stream.exchange, request)
+                try:
+                    await _follow(watcher, stream)
+                finally:
+                    watcher.close()
         except TimeoutError as exc:
             raise ConnectError("deadline_exceeded", "the stream's timeout has passed") from exc
-        finally:
-            watcher.close()
 
     async def create(self, exchange: Exchange, request: Message) -> Message:
         if len(self._polled) >= MAX_WATCHERS:
