@@ -1,12 +1,17 @@
 """Watching directories: streamed and polled, as E2B's clients see it."""
 
 import asyncio
+import ctypes
+import errno
 import json
 import os
 import shutil
+import signal
 import socket
+import struct
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +319,67 @@ def test_a_large_tree_can_be_watched_and_a_mount_of_itself_ends(agent: Agent, fo
                 assert watcher.events()[0] == "CREATE 1/f"
         finally:
             assert os.system(f"umount {folder}/0") == 0
+
+
+def test_an_overflow_of_the_kernels_queue_is_told(agent: Agent, folder: str) -> None:
+    """When the agent itself could not keep up, every watcher says that events are missing."""
+    with polled(agent, folder) as watcher:
+        agent.process.send_signal(signal.SIGSTOP)
+        try:
+            for number in range(20_000):
+                Path(folder, f"{number % 7}").touch()
+                os.unlink(f"{folder}/{number % 7}")
+        finally:
+            agent.process.send_signal(signal.SIGCONT)
+        assert watcher.ask()["code"] == "data_loss"
+    with polled(agent, folder) as watcher:
+        Path(folder, "again").touch()
+        assert watcher.events() == ["CREATE again"]
+
+
+@contextmanager
+def fuse_mount(place: str) -> Iterator[None]:
+    """A filesystem of FUSE with nothing in it, served by a thread that knows four requests."""
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
+    if libc.mount(b"fuse", place.encode(), b"fuse", 0, options.encode()):
+        os.close(device)
+        pytest.skip("FUSE cannot be mounted here")
+
+    def serve() -> None:
+        attributes = struct.pack("<6Q10I", 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+        with suppress(OSError):
+            while True:
+                request = os.read(device, 1 << 20)
+                operation, unique = struct.unpack_from("<4xIQ", request)
+                replies = {
+                    26: struct.pack("<4I2H2I28x", 7, 31, 65536, 0, 12, 10, 65536, 1),
+                    3: struct.pack("<QII", 1, 0, 0) + attributes,
+                    17: struct.pack("<5Q10I", 0, 0, 0, 0, 0, 4096, 255, 4096, *[0] * 7),
+                }
+                if operation in replies:
+                    os.write(device, struct.pack("<IiQ", 16 + len(replies[operation]), 0, unique) + replies[operation])
+                elif operation not in (2, 42):
+                    os.write(device, struct.pack("<IiQ", 16, -errno.ENOSYS, unique))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    try:
+        yield
+    finally:
+        assert libc.umount2(place.encode(), 2) == 0
+        server.join(20)
+        os.close(device)
+
+
+def test_network_filesystems_are_watched_on_request_only(agent: Agent, folder: str) -> None:
+    """Of a filesystem that others change without this kernel's knowledge the client must say that it wants it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a filesystem")
+    with fuse_mount(folder):
+        answer = agent.unary(f"{FILESYSTEM}/CreateWatcher", {"path": folder})
+        expected = f"cannot watch path on network filesystem: {folder}"
+        assert answer.json() == {"code": "invalid_argument", "message": expected}
+        with polled(agent, folder, allowNetworkMounts=True) as watcher:
+            assert watcher.events() == []
