@@ -71,7 +71,8 @@ def _lines(path: str, depth: int) -> list[str]:
 def _directory(place: str) -> list[str]:
     try:
         names = sorted(os.listdir(place))
-    except OSError:
+    except (OSError, ValueError):
+        # Not there, or no path at all: a NUL is in it.
         return []
     # As sudo has it: what a package manager or an editor left behind is no rule.
     return [f"{place}/{name}" for name in names if "." not in name and not name.endswith("~")]
@@ -81,7 +82,7 @@ def _read(path: str) -> str:
     """Only a plain file of root's that nobody else may write is believed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):
         return ""
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from firebrick_guest.sudo_env import SECURE_PATH, command_env
@@ -92,6 +92,10 @@ def test_included_files_count_as_sudo_counts_them(etc: Path) -> None:
     assert read_rules(str(etc)) == []
 
 
+@example("@include a\0b")
+@example("@includedir a\0b")
+@example("@")
+@settings(deadline=None)  # it writes a file
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_reading_of_sudoers(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """Whatever a file holds, there is an answer."""
