@@ -144,6 +144,7 @@ class Exchange:
 
     def begin_stream(self, status: int, headers: str, first: bytes = b"") -> None:
         """Start an answer whose length is not known. `first` goes out in the same packet."""
+        self._connection.is_answering = True
         if self.head.keep_alive:
             self._begin(status, headers + "Transfer-Encoding: chunked\r\n", _chunk(first) if first else b"")
         else:
@@ -151,7 +152,8 @@ class Exchange:
             self._begin(status, headers, first)
 
     def begin_length(self, status: int, headers: str, length: int) -> None:
-        """Start an answer of `length` bytes, which `write_raw` sends."""
+        """Start an answer of `length` bytes, which `write_raw` or `send_file` sends."""
+        self._connection.is_answering = True
         self._begin(status, f"{headers}Content-Length: {length}\r\n", b"")
 
     def write(self, piece: bytes) -> None:
@@ -169,6 +171,8 @@ class Exchange:
         """
         sent = 0
         while sent < count:
+            if self._connection.transport.is_closing():
+                raise ConnectionResetError
             # One piece at a time: in between others are served, and nobody waits for a whole file.
             piece_bytes = min(count - sent, BULK_BYTES)
             done = await asyncio.get_running_loop().sendfile(
@@ -242,6 +246,7 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._is_lost = False
         self._is_half_closed = False
+        self.is_answering = False
         self.probe = b""
         self._is_own = False
         self._task: asyncio.Task[None] | None = None
@@ -279,7 +284,9 @@ class Connection(asyncio.Protocol):
 
         def look() -> None:
             if not self.probe:
-                self.transport.close()
+                # What is being sent tells us itself, by failing, when nobody takes it.
+                if not self.is_answering:
+                    self.transport.close()
                 return
             self.transport.write(self.probe)
             if following_s:
@@ -373,6 +380,7 @@ class Connection(asyncio.Protocol):
             if exc.close:
                 await self._drop_rest()
                 return False
+        self.is_answering = False
         if not exchange.is_finished:
             self.transport.abort()
             return False

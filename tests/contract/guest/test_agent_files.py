@@ -173,6 +173,32 @@ def test_a_long_download_tells_its_length_and_breaks_when_the_file_shrinks(agent
     assert agent.http.get("/health").status_code == 204
 
 
+def test_a_client_may_hang_up_its_half_and_still_download(agent: Agent, folder: str) -> None:
+    """A client that has said all it has to say is sent the whole file, however long that takes."""
+    Path(folder, "big").write_bytes(os.urandom(16 << 20))
+    head = f"GET /files?path={folder}/big HTTP/1.1\r\nX-Access-Token: {ACCESS_TOKEN}\r\nAccept-Encoding: gzip\r\n\r\n"
+    with socket.socket() as patient, socket.create_connection(("127.0.0.1", agent.port), timeout=20) as other:
+        patient.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        patient.settimeout(20)
+        patient.connect(("127.0.0.1", agent.port))
+        patient.sendall(head.encode())
+        patient.shutdown(socket.SHUT_WR)
+        size = len(patient.recv(4096))
+        # A stream that hangs up later is probed: by then the agent has looked after the download, too.
+        body = b'{"path":"/proc/self"}'
+        watch = f"POST /filesystem.Filesystem/WatchDir HTTP/1.1\r\nX-Access-Token: {ACCESS_TOKEN}\r\n"
+        watch += "Keepalive-Ping-Interval: 1\r\nContent-Type: application/connect+json\r\n"
+        watch += f"Content-Length: {len(body) + 5}\r\n\r\n"
+        other.sendall(watch.encode() + b"\0" + len(body).to_bytes(4, "big") + body)
+        other.shutdown(socket.SHUT_WR)
+        probed = b""
+        while b"keepalive" not in probed:
+            probed += other.recv(4096)
+        while piece := patient.recv(65536):
+            size += len(piece)
+    assert size > 16 << 20
+
+
 def test_files_are_joined(agent: Agent, folder: str) -> None:
     """Compose puts files one behind the other, owned by the user, and removes them; a failure changes nothing."""
 
