@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from firebrick.cli.drill_instance import Drilled, Lost
+from firebrick.cli.drill_instance import Drilled
 from firebrick.control.workflows import (
     sandbox_create,
     sandbox_fork,
@@ -64,7 +64,6 @@ def all_faults() -> Iterator[Fault]:
     yield Fault(name="kill -9 of the supervisor", during="rest", strike=_supervisor_dies)
     yield Fault(name=f"database locked for {LOCKED_S:g} s", during="create", strike=_database_locked, is_sample=True)
     yield Fault(name=f"{IDLE_COUNT} idle connections to the edge", during="create", strike=_idle_connections)
-    yield Fault(name="reboot (every process killed, run directory gone)", during="rest", strike=_reboot)
 
 
 def _death(operation: str, point: str, role: str, *, is_sample: bool) -> Fault:
@@ -110,13 +109,3 @@ def _idle_connections(drilled: Drilled) -> str:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return f"{wanted} connections held"
-
-
-def _reboot(drilled: Drilled) -> str:
-    told = drilled.new_sandbox()
-    drilled.reboot()
-    reason = drilled.why(told)["endReason"]
-    if reason != "node_lost":
-        raise Lost(f"a sandbox that ran is told as ended by {reason}, not node_lost")
-    drilled.forget_canary()
-    return drilled.operate("create")

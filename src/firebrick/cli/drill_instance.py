@@ -5,7 +5,6 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import httpx
 
 from firebrick.config import Config
-from firebrick.linux.process import process_ref
+from firebrick.linux.process import ProcessRef
 from firebrick.model.errors import FirebrickError, Internal
 
 SHARED = ("templates", "tools")
@@ -39,7 +38,7 @@ class NotOffered(FirebrickError):
 
 
 class Drilled:
-    """One instance. A canary runs in it all the time: it must live through every fault but a reboot."""
+    """One instance. A canary runs in it all the time: it must live through every fault."""
 
     def __init__(self, data_dir: Path, env: dict[str, str], ports: tuple[int, int]) -> None:
         self.data_dir = data_dir
@@ -66,7 +65,11 @@ class Drilled:
         return subprocess.run(argv, env=self._env, capture_output=True, text=True, timeout=UP_TIMEOUT_S)
 
     def pid(self, role: str) -> int:
-        return int(json.loads((self.data_dir / "run" / f"{role}.json").read_text())["pid"])
+        """Of a living process of this instance, checked by its start time: a reused pid is somebody else's."""
+        ref = ProcessRef(**json.loads((self.data_dir / "run" / f"{role}.json").read_text()))
+        if not ref.is_alive():
+            raise Lost(f"the {role} process of the drill's instance does not run")
+        return ref.pid
 
     def api(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {"X-API-Key": self._key} | options.pop("headers", {})
@@ -146,14 +149,6 @@ class Drilled:
             raise Lost(f"no sandbox can be created: {answer.text[:200]}")
         return str(answer.json()["sandboxID"])
 
-    def why(self, sandbox_id: str) -> dict[str, Any]:
-        self._wait(lambda: self.api("GET", f"/sandboxes/{sandbox_id}").status_code == 404, "it is not told as ended")
-        found: dict[str, Any] = self.api("GET", f"/sandboxes/{sandbox_id}/why").json()
-        return found
-
-    def forget_canary(self) -> None:
-        self._canary = ""
-
     def _prepare_canary(self) -> None:
         if not self._canary:
             from e2b import Sandbox
@@ -206,27 +201,6 @@ class Drilled:
             if time.monotonic() > deadline:
                 raise (NotOffered if is_offer else Lost)(what)
             time.sleep(POLL_S)
-
-    def reboot(self) -> None:
-        """Kill what a reboot would: every process of the instance, the machines' too; then the run directory."""
-        for role in ("supervisor", "node", "control", "edge"):
-            os.kill(self.pid(role), signal.SIGKILL)
-        mark = str(self.data_dir / "node").encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal() and self._is_of_machine(entry, mark):
-                ref = process_ref(int(entry.name))
-                if ref is not None:
-                    ref.kill()
-        shutil.rmtree(self.data_dir / "run")
-        self.up()
-        self._wait(self._is_well, "the instance did not come back")
-
-    @staticmethod
-    def _is_of_machine(entry: Path, mark: bytes) -> bool:
-        try:
-            return mark in (entry / "cmdline").read_bytes() or mark in (entry / "mountinfo").read_bytes()
-        except OSError:
-            return False
 
     def close(self) -> None:
         self._pool.shutdown()
