@@ -58,7 +58,7 @@ def _run(python: Path, place: Path, found: Instance, rest: list[str]) -> int:
         "E2B_API_KEY": found.api_key, "E2B_API_URL": found.api_url, "E2B_SANDBOX_URL": found.sandbox_url,
         "NO_PROXY": "*",
     }  # fmt: skip
-    chosen = rest if any(not word.startswith("-") for word in rest) else [*SELECTION, *rest]
+    chosen = rest if any(word.startswith("tests") for word in rest) else [*SELECTION, *rest]
     argv = [str(python), "-m", "pytest", "-q", "-n", "4", "-p", "no:cacheprovider", *chosen]
     return subprocess.run(argv, cwd=place, env=env).returncode
 

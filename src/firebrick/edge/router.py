@@ -83,7 +83,8 @@ class Router:
         if head.method not in (b"GET", b"HEAD"):
             return answers.bad_request("Only GET is offered here.", 405)
         if path == _OWN_PREFIX + "health":
-            return answers.healthy()
+            # Whoever waits for us (`up`, a load balancer) wants to send us requests: not before we can route them.
+            return answers.healthy() if self._catalog.is_ready else answers.routes_unknown()
         if path == _OWN_PREFIX + "metrics":
             # A proxy on this machine connects from loopback too, for the whole world.
             if is_local and not any(lower in _PROXY_HEADERS for lower, _, _ in head.headers):

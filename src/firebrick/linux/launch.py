@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
 _JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 126; shift; done; shift; exec "$@"'
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+GROUP_END_POLL_S = 0.002
+GROUP_END_POLLS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +63,20 @@ async def launch(what: Launch, *, timeout_s: float) -> int:
         raise CommandFailed(command, None, f"killed after {timeout_s} s") from exc
     finally:
         if process.returncode is None and process.poll() is None:
-            kill_group(process.pid)
-            process.wait()
+            _end_group(process)
     return process.returncode
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kill it with all of its group and return when none is left: one that still dies may still make a directory."""
+    kill_group(process.pid)
+    process.wait()
+    for _ in range(GROUP_END_POLLS):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(GROUP_END_POLL_S)
 
 
 async def _start(command: list[str], what: Launch) -> "subprocess.Popen[bytes]":
@@ -70,8 +85,7 @@ async def _start(command: list[str], what: Launch) -> "subprocess.Popen[bytes]":
         await in_own_thread(lambda: started.append(_spawn(command, what)))
     except asyncio.CancelledError:
         for process in started:
-            kill_group(process.pid)
-            process.wait()
+            _end_group(process)
         raise
     except OSError as exc:
         raise CommandFailed(command, 127, str(exc)) from exc

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firebrick.linux.loop import attached, clone_sparse, sync_filesystem
-from firebrick.linux.mount import MS_NOATIME, MS_NODEV, mount, unmount
+from firebrick.linux.mount import MS_NOATIME, MS_NODEV, MS_NOSUID, mount, unmount
 from firebrick.linux.process import CommandFailed, run_sync
 
 # No journal: what outlives the kernel that mounted it was flushed while nothing wrote, and is checked before it is
@@ -122,8 +122,10 @@ def make_upper(image: Path, directory: Path, *, shares: bool = False) -> Upper:
 
 
 def _mount_image(upper: Upper) -> None:
+    # No setuid on the host's own view of the disk: a guest's programs must not serve a local user to become root. The
+    # tree that the guest sees is mounted over it and has flags of its own.
     with attached(upper.image) as device:
-        mount(device, upper.disk, "ext4", flags=MS_NODEV | MS_NOATIME, options=_OPTIONS)
+        mount(device, upper.disk, "ext4", flags=MS_NOSUID | MS_NODEV | MS_NOATIME, options=_OPTIONS)
 
 
 def unmount_upper(upper: Upper) -> None:

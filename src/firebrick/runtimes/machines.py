@@ -298,6 +298,12 @@ def _remove_named(directory: Path, machine_id: MachineId) -> None:
         if machine_id not in name:
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink(missing_ok=True)
+
+
+def _unless_gone(_: object, __: str, raised: tuple[object, BaseException, object]) -> None:
+    """Another destroy of the same machine, or the runtime itself, may remove it at the same time."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]

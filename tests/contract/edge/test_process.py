@@ -4,10 +4,11 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from firebrick.catalog.base import ACK_TIMEOUT_S, Route
@@ -22,8 +23,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@asynccontextmanager
-async def edge_process(directory: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+@contextmanager
+def edge_process(directory: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     env = {
         **os.environ,
         "FIREBRICK_DATA_DIR": str(directory),
@@ -31,15 +32,14 @@ async def edge_process(directory: Path, port: int) -> AsyncIterator[asyncio.subp
         "FIREBRICK_API_PORT": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "firebrick.main.edge", env=env, stderr=asyncio.subprocess.DEVNULL
-    )
+    # NOTE: not by uvloop, which forks: where this process has used gRPC, the child would hang in its fork handlers.
+    child = subprocess.Popen([sys.executable, "-m", "firebrick.main.edge"], env=env, stderr=subprocess.DEVNULL)
     try:
         yield child
     finally:
-        if child.returncode is None:
+        if child.poll() is None:
             child.kill()
-            await child.wait()
+            child.wait()
 
 
 async def ask(port: int, raw: bytes) -> Response | None:
@@ -62,7 +62,7 @@ async def test_the_edge_process_follows_the_catalog(tmp_path: Path) -> None:
     routes = [Route(sandbox_id=new_sandbox_id(), machine_id=new_machine_id(), address=stub.address) for _ in range(20)]
     asking = get(routes[0], stub.port)
     server, successor = EmbeddedCatalogServer(path), EmbeddedCatalogServer(path)
-    async with edge_process(tmp_path, port) as child:
+    with edge_process(tmp_path, port) as child:
         try:
             health = b"GET /__firebrick/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
             await wait_for(lambda: ask(port, health), timeout_s=90)
@@ -95,7 +95,7 @@ async def test_the_edge_process_follows_the_catalog(tmp_path: Path) -> None:
                 assert answer.status == status
             child.send_signal(signal.SIGTERM)
             async with asyncio.timeout(6):
-                assert await child.wait() == 0
+                assert await asyncio.to_thread(child.wait) == 0
         finally:
             await server.close()
             await successor.close()
@@ -105,6 +105,6 @@ async def test_the_edge_process_follows_the_catalog(tmp_path: Path) -> None:
 async def test_the_edge_process_refuses_a_taken_port(tmp_path: Path) -> None:
     """A port that is in use ends the process with status 1, for the supervisor to report."""
     stub = await Stub(say_ok, "127.0.0.1").start()
-    async with edge_process(tmp_path, stub.port) as child, asyncio.timeout(90):
-        assert await child.wait() == 1
+    with edge_process(tmp_path, stub.port) as child:
+        assert await asyncio.to_thread(child.wait, 90) == 1
     await stub.close()

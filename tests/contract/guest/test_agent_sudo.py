@@ -33,8 +33,10 @@ sys.exit(main.main())
 """
 # The interpreter may lie where only root can read, so its user is changed when all is loaded.
 SUDO = """
-import os, pwd, sys
+import os, pwd, signal, sys
 from firebrick_guest import sudo
+# A run of the tests in the background has it ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 person = pwd.getpwnam(sys.argv[1])
 os.setgroups([])
 os.setgid(person.pw_gid)

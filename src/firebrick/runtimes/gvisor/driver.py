@@ -49,7 +49,7 @@ from firebrick.runtimes.oci import (
     write_bundle,
 )
 
-OVERHEAD_MIB = 128
+OVERHEAD_MIB = 192
 """Memory of sentry and gofer beside the guest's own, which the same cgroup counts."""
 OVERHEAD_THREAD_COUNT = 512
 """Host threads of sentry and gofer."""
