@@ -1,11 +1,11 @@
 """The fault matrix, a sample of it: `firebrick drill` finds nothing lost."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.environment import clean_environ
 from tests.support.instance import CACHE
 from tests.support.runtimes import missing_runtime
 
@@ -16,10 +16,9 @@ def test_a_sample_of_faults_loses_nothing() -> None:
     why = missing_runtime("container")
     if why:
         pytest.skip(why)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("E2B_", "FIREBRICK_"))}
     done = subprocess.run(
         [sys.executable, "-m", "firebrick.cli", "drill", "--sample", "--runtime", "container"],
-        env=env | {"FIREBRICK_DATA_DIR": str(CACHE)}, capture_output=True, text=True,
+        env=clean_environ() | {"FIREBRICK_DATA_DIR": str(CACHE)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 with a loss" in done.stdout

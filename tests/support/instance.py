@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from tests.support.environment import clean_environ
 from tests.support.leaks import RUN_MARK, marked_processes
 
 CACHE = Path(os.environ.get("FIREBRICK_TEST_CACHE", "/var/tmp/firebrick-test-cache"))
@@ -102,7 +103,7 @@ def instance(**settings: str) -> Iterator[Instance]:
         (CACHE / name).mkdir(parents=True, exist_ok=True)
         (data_dir / name).symlink_to(CACHE / name)
     api_port, edge_port = free_ports(2)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("E2B_", "FIREBRICK_"))}
+    clean = clean_environ()
     chosen = {
         "data_dir": str(data_dir),
         "api_port": str(api_port),

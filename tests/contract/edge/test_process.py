@@ -15,6 +15,7 @@ from firebrick.catalog.base import ACK_TIMEOUT_S, Route
 from firebrick.catalog.embedded import EmbeddedCatalogServer
 from firebrick.model.ids import new_machine_id, new_sandbox_id
 from tests.contract.edge.rig import Client, Response, Stub, get, say_ok
+from tests.support.environment import clean_environ
 from tests.support.wait import wait_for
 
 
@@ -26,14 +27,15 @@ def free_port() -> int:
 @contextmanager
 def edge_process(directory: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     env = {
-        **os.environ,
+        **clean_environ(),
         "FIREBRICK_DATA_DIR": str(directory),
         "FIREBRICK_EDGE_PORT": str(port),
         "FIREBRICK_API_PORT": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     # NOTE: not by uvloop, which forks: where this process has used gRPC, the child would hang in its fork handlers.
-    child = subprocess.Popen([sys.executable, "-m", "firebrick.main.edge"], env=env, stderr=subprocess.DEVNULL)
+    with (directory / "edge.log").open("wb") as log:
+        child = subprocess.Popen([sys.executable, "-m", "firebrick.main.edge"], env=env, stderr=log)
     try:
         yield child
     finally:
@@ -65,7 +67,12 @@ async def test_the_edge_process_follows_the_catalog(tmp_path: Path) -> None:
     with edge_process(tmp_path, port) as child:
         try:
             health = b"GET /__firebrick/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-            await wait_for(lambda: ask(port, health), timeout_s=90)
+
+            async def is_up() -> Response | None:
+                assert child.poll() is None, (tmp_path / "edge.log").read_text()
+                return await ask(port, health)
+
+            await wait_for(is_up, timeout_s=90)
             early = await ask(port, asking)
             assert early is not None
             assert early.status == 503

@@ -24,6 +24,7 @@ from firebrick.model.ids import BuildId, TemplateId, new_sandbox_id
 from firebrick.model.machine import Limits
 from firebrick.rpc.node_api import NodeSandbox, StartSandbox
 from firebrick.rpc.node_client import GrpcNodeClient
+from tests.support.environment import clean_environ
 from tests.support.wait import wait_for
 
 PROGRAMS = (
@@ -120,8 +121,7 @@ class NodeUnderTest:
 @asynccontextmanager
 async def node_under_test(data_dir: Path, **settings: Any) -> AsyncIterator[NodeUnderTest]:
     """A started node; at the end everything it runs is ended the way `firebrick down` does it."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("E2B_", "FIREBRICK_"))}
-    env = clean | {f"FIREBRICK_{key.upper()}": str(value) for key, value in settings.items()}
+    env = clean_environ() | {f"FIREBRICK_{key.upper()}": str(value) for key, value in settings.items()}
     env["FIREBRICK_DATA_DIR"] = str(data_dir)
     client = GrpcNodeClient(f"unix:{data_dir}/run/node.sock")
     node = NodeUnderTest(data_dir=data_dir, env=env, client=client)

@@ -8,11 +8,14 @@ import pytest
 
 from firebrick.model.machine import ExitCause, MachineExit, RuntimeName
 from firebrick.runtimes.base import CONSOLE_NAME, MachineSpec
+from firebrick.runtimes.container import driver as container
+from firebrick.runtimes.gvisor import driver as gvisor
 from tests.support.runtime_bench import LIMITS, RuntimeBench
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.needs_root
 
+OVERHEAD_MIB = {RuntimeName.CONTAINER: container.OVERHEAD_MIB, RuntimeName.GVISOR: gvisor.OVERHEAD_MIB}
 EAT_MEMORY = "import mmap; blocks = []\nwhile True: blocks.append(b'x' * (1 << 20))"
 FORK_BOMB = "while :; do sleep 100 & done"
 
@@ -33,7 +36,7 @@ async def test_a_first_process_that_eats_all_memory_ends_as_oom(bench: RuntimeBe
     assert usage is not None
     assert usage.oom_kill_count > 0
     # The kernel's own memory for the end of a process may go a page or so beyond.
-    assert usage.memory_peak_bytes <= (spec.limits.memory_mib + 129) << 20
+    assert usage.memory_peak_bytes <= (spec.limits.memory_mib + OVERHEAD_MIB[bench.name] + 1) << 20
     assert await bench.answers(neighbour)
 
 
