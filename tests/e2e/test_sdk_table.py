@@ -1,4 +1,4 @@
-"""docs/reference/sdk.md claims no more than this very run showed."""
+"""The table of docs/compatibility.md claims no more than this very run showed."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Which public methods of the official SDK a passing test called, on which runtime: what docs/reference/sdk.md tells.
+"""Which public methods of the official SDK a passing test called, on which runtime: what docs/compatibility.md tells.
 
-The SDK is not touched: the interpreter reports every call, and those of its public methods are kept. The page is
+The SDK is not touched: the interpreter reports every call, and those of its public methods are kept. The table is
 made from a whole run of tests/e2e (`./dev sdk-table`); tests/e2e checks that it claims no more than that run showed.
 """
 
@@ -20,7 +20,7 @@ from e2b.sandbox_sync.commands.pty import Pty
 from e2b.sandbox_sync.filesystem.filesystem import Filesystem
 from e2b.sandbox_sync.git import Git
 
-PAGE = Path(__file__).parents[2] / "docs/reference/sdk.md"
+PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
 RUNTIMES = ("gvisor", "container")
 CLASSES: dict[str, type] = {
     "Sandbox": e2b.Sandbox, "commands": Commands, "pty": Pty, "files": Filesystem, "git": Git,
@@ -35,12 +35,8 @@ NOT_OFFERED = {
 }
 """A method, or all of a class, that no test can prove, and why."""
 
-HEADER = """# Methods of E2B's Python SDK
-
-Made by `./dev sdk-table` from a run of `tests/e2e` with the unpatched `e2b` from PyPI: "yes" means that a test which
-passed on that runtime called the method. Async variants speak the same protocol.
-
-"""
+BEGIN = "<!-- Made by `./dev sdk-table`: do not edit from here -->\n"
+END = "<!-- to here -->\n"
 
 
 def public_methods() -> tuple[str, ...]:
@@ -77,19 +73,27 @@ def calls_recorded(into: set[str]) -> Iterator[None]:
 
 
 def render(called: dict[str, set[str]]) -> str:
-    """The page. `called`: {runtime: methods}."""
+    """The table. `called`: {runtime: methods}."""
     lines = [f"| method | {' | '.join(RUNTIMES)} | |", "|---" * (len(RUNTIMES) + 2) + "|"]
     for method in public_methods():
         cells = ["yes" if method in called.get(runtime, ()) else "no" for runtime in RUNTIMES]
         reason = why_not_offered(method) if "no" in cells else None
         lines.append(f"| `{method}` | {' | '.join(cells)} | {reason or ''} |")
-    return HEADER + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def replaced(page: str, table: str) -> str:
+    """`page` with `table` in the place of its own."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def claimed() -> dict[str, set[str]]:
     """What the page says: {runtime: methods}."""
     found: dict[str, set[str]] = {runtime: set() for runtime in RUNTIMES}
-    for line in PAGE.read_text().splitlines():
+    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    for line in table.splitlines():
         if line.startswith("| `"):
             cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
             for runtime, cell in zip(RUNTIMES, cells[1:], strict=False):
@@ -132,4 +136,4 @@ def _code_of(attribute: Any) -> CodeType | None:
 
 if __name__ == "__main__":
     found = {runtime: set(methods) for runtime, methods in json.loads(Path(sys.argv[1]).read_text()).items()}
-    PAGE.write_text(render(found))
+    PAGE.write_text(replaced(PAGE.read_text(), render(found)))
