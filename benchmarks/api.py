@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 import uvloop
@@ -38,6 +39,8 @@ from tests.support.fake_node import FakeCatalog, FakeNode
 from tests.support.instance import free_ports
 
 CONNECTIONS = 8
+IDLE_S = 6.0
+"""Three rounds of the slowest reconciler that looks at every sandbox."""
 KEY = "e2b_" + "0" * 40
 
 
@@ -60,7 +63,8 @@ async def serve(directory: Path, port: int, count: int) -> None:
                     sandbox_id=new_sandbox_id(), team_id=team.team_id, template_id=template.template_id,
                     build_id=BUILD_ID, state=SandboxState.RUNNING, generation=1, limits=LIMITS, created_at=now,
                     started_at=now + timedelta(microseconds=number), expires_at=now + timedelta(days=1), timeout_s=300,
-                    template_alias="base", metadata={"number": str(number)}, runtime=RuntimeName.SIM, node_id=NODE_ID,
+                    template_alias="base", metadata={"number": str(number), "tenth": str(number % 10), "app": "bench"},
+                    runtime=RuntimeName.SIM, node_id=NODE_ID,
                     machine_id=new_machine_id(), address="10.111.0.1",
                 )  # fmt: skip
                 assert row.machine_id is not None
@@ -132,16 +136,27 @@ def cpu_of(pid: int) -> float:
 
 
 async def measure(port: int, pid: int, seconds: float) -> None:
-    answer = await ask(port, "/v2/sandboxes?limit=1")
+    answer = await ask(port, "/v2/sandboxes?limit=100")
     sandbox_id = answer.partition(b'"sandboxID":"')[2][:21].decode()
+    token = answer.lower().partition(b"x-next-token: ")[2].partition(b"\r\n")[0]
+    second = answer[answer.lower().index(token) :][: len(token)].decode()
     paths = {
         "get one": f"/sandboxes/{sandbox_id}",
-        "list, page of 1": "/v2/sandboxes?limit=1",
-        "list, page of 100": "/v2/sandboxes?limit=100",
-        "list by metadata": "/v2/sandboxes?metadata=number%253D7",
+        "list v2, page of 1": "/v2/sandboxes?limit=1",
+        "list v2, page of 100": "/v2/sandboxes?limit=100",
+        "list v2, second page of 100": f"/v2/sandboxes?limit=100&nextToken={quote(second)}",
+        "list v2, state and template": "/v2/sandboxes?limit=100&state=running&template=base",
+        "list v2, metadata of one sandbox": "/v2/sandboxes?metadata=number%253D7",
+        "list v2, metadata of a tenth, page of 100": "/v2/sandboxes?metadata=tenth%253D7",
+        "list v2, metadata of all, page of 100": "/v2/sandboxes?metadata=app%253Dbench",
+        "list v1, metadata of one sandbox": "/sandboxes?metadata=number%253D7",
+        "list v1, all": "/sandboxes",
         "health (nothing behind it)": "/health",
     }
     print(f"\n## REST API on one core ({machine()})\n\n| request | a second | for a second of CPU |\n|---|--:|--:|")
+    idle_s = cpu_of(pid)
+    await asyncio.sleep(IDLE_S)
+    print(f"| none: share of the core that its reconcilers take | | {(cpu_of(pid) - idle_s) / IDLE_S:.1%} |")
     for name, path in paths.items():
         await rate(port, path, 0.5)
         cpu_s, started = cpu_of(pid), time.monotonic()

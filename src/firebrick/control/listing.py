@@ -43,7 +43,6 @@ class ListingService:
     def _remember(self, sandboxes: tuple[Sandbox, ...]) -> None:
         for sandbox in sandboxes:
             self._known[sandbox.sandbox_id] = sandbox
-            self._known.move_to_end(sandbox.sandbox_id)
         while len(self._known) > KNOWN_COUNT:
             self._known.popitem(last=False)
 

@@ -1,12 +1,12 @@
 """The list of a team's sandboxes, page by page.
 
 A page starts after a key (start time, id), not at an offset, so it stays right while sandboxes come and go.
-Metadata is compared here rather than in SQL: the two databases spell JSON differently, and a team's live
-sandboxes are few (its quota bounds them) and mostly known already.
+Metadata is found by the digests of its pairs, which have a table of their own: metadata never changes, and reading
+a team's thousand sandboxes to find the one with a pair cost 5 ms of processor time.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -26,16 +26,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from firebrick.lifecycle.sandbox_machine import is_visible
 from firebrick.model.ids import SandboxId, TeamId
 from firebrick.model.sandbox import Sandbox, SandboxState
+from firebrick.store.metadata import pair_digest
 from firebrick.store.sandboxes import sandbox_from_row
-from firebrick.store.schema import UtcTime, sandboxes
+from firebrick.store.schema import UtcTime, sandbox_metadata, sandboxes
 
-MOST_COMPARED = 20_000
-"""Sandboxes of one team that are compared by metadata; far above any quota."""
 _COUNTED = sandboxes.alias("counted")
-_VISIBLE = frozenset(state for state in SandboxState if is_visible(state))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +59,7 @@ class SandboxFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxPage:
-    """`running_count` is of all running ones that match, on every page; `read` are all that were looked at."""
+    """`running_count` is of all running ones that match, on every page; `read` are those that were not known."""
 
     sandboxes: tuple[Sandbox, ...]
     has_more: bool
@@ -75,56 +72,41 @@ async def sandbox_list_page(
 ) -> SandboxPage:
     """One page. A sandbox in `known` whose generation is still the stored one is not read again: turning rows into
     objects is most of the cost of a page, and between two lists few rows change."""
-    if wanted.metadata:
-        return await _page_by_metadata(tx, wanted, known or {})
     values = _values(wanted)
     query, count = _queries(_shape(wanted))
     rows = (await tx.execute(query, values)).all()
     running = rows[0][2] if rows else (await tx.execute(count, values)).scalar_one()
-    keys = [(SandboxId(row[0]), row[1]) for row in rows[: wanted.limit]]
-    found = await _read_all(tx, keys, known or {})
-    return SandboxPage(sandboxes=found, has_more=len(rows) > wanted.limit, running_count=int(running), read=found)
+    keys = [(row[0], row[1]) for row in rows[: wanted.limit]]
+    found, read = await _read_all(tx, keys, known or {})
+    return SandboxPage(sandboxes=found, has_more=len(rows) > wanted.limit, running_count=int(running), read=read)
 
 
 async def _read_all(
     tx: AsyncConnection, keys: list[tuple[SandboxId, int]], known: Mapping[SandboxId, Sandbox]
-) -> tuple[Sandbox, ...]:
-    """Those sandboxes in that order; one that ended between the two statements is given as it ended."""
-    found: dict[SandboxId, Sandbox] = {}
-    for sandbox_id, generation in keys:
-        sandbox = known.get(sandbox_id)
-        if sandbox is not None and sandbox.generation == generation:
-            found[sandbox_id] = sandbox
+) -> tuple[tuple[Sandbox, ...], tuple[Sandbox, ...]]:
+    """Those sandboxes in that order, and the ones among them that had to be read; one that ended between the two
+    statements is given as it ended."""
+    have = [known.get(sandbox_id) for sandbox_id, _ in keys]
+    if all(one is not None and one.generation == key[1] for one, key in zip(have, keys, strict=True)):
+        return tuple(have), ()  # type: ignore[arg-type]
+    found = {
+        one.sandbox_id: one
+        for one, (_, generation) in zip(have, keys, strict=True)
+        if one is not None and one.generation == generation
+    }
     missing = [sandbox_id for sandbox_id, _ in keys if sandbox_id not in found]
-    if missing:
-        query = select(sandboxes).where(sandboxes.c.sandbox_id.in_(missing))
-        for row in await tx.execute(query):
-            sandbox = sandbox_from_row(row)
-            found[sandbox.sandbox_id] = sandbox
-    return tuple(found[sandbox_id] for sandbox_id, _ in keys if sandbox_id in found)
-
-
-async def _page_by_metadata(
-    tx: AsyncConnection, wanted: SandboxFilter, known: Mapping[SandboxId, Sandbox]
-) -> SandboxPage:
-    everything = replace(wanted, states=_VISIBLE, after=None, limit=MOST_COMPARED)
-    query, _ = _queries(_shape(everything))
-    rows = await tx.execute(query, _values(everything))
-    read = await _read_all(tx, [(SandboxId(row[0]), row[1]) for row in rows], known)
-    matching = [sandbox for sandbox in read if _has_all(sandbox.metadata, wanted.metadata)]
-    ahead = [sandbox for sandbox in matching if sandbox.state in wanted.states and _is_after(sandbox, wanted)]
-    return SandboxPage(
-        sandboxes=tuple(ahead[: wanted.limit]),
-        has_more=len(ahead) > wanted.limit,
-        running_count=sum(sandbox.state is SandboxState.RUNNING for sandbox in matching),
-        read=read,
-    )
+    query = select(sandboxes).where(sandboxes.c.sandbox_id.in_(missing))
+    read = tuple(sandbox_from_row(row) for row in await tx.execute(query))
+    found |= {sandbox.sandbox_id: sandbox for sandbox in read}
+    return tuple(found[sandbox_id] for sandbox_id, _ in keys if sandbox_id in found), read
 
 
 class _Shape(NamedTuple):
     """What of a filter makes another statement; its values are bound."""
 
     has_template: bool
+    has_pair: bool
+    has_pairs: bool
     has_started_after: bool
     has_after: bool
     newest_first: bool
@@ -133,6 +115,8 @@ class _Shape(NamedTuple):
 def _shape(wanted: SandboxFilter) -> _Shape:
     return _Shape(
         has_template=wanted.template is not None,
+        has_pair=len(wanted.metadata) == 1,
+        has_pairs=len(wanted.metadata) > 1,
         has_started_after=wanted.started_after is not None,
         has_after=wanted.after is not None,
         newest_first=wanted.newest_first,
@@ -145,6 +129,8 @@ def _values(wanted: SandboxFilter) -> dict[str, Any]:
         "team": wanted.team_id,
         "states": sorted(state.value for state in wanted.states),
         "template": wanted.template,
+        "pairs": [pair_digest(key, value) for key, value in wanted.metadata.items()],
+        "pair_count": len(wanted.metadata),
         "since": wanted.started_after,
         "last_at": None if after is None else after.started_at,
         "last_id": None if after is None else after.sandbox_id,
@@ -176,18 +162,15 @@ def _conditions(shape: _Shape, table: FromClause) -> list[ColumnElement[bool]]:
     if shape.has_template:
         wanted = bindparam("template", type_=String)
         conditions.append(or_(table.c.template_id == wanted, table.c.template_alias == wanted))
+    if shape.has_pair or shape.has_pairs:
+        pairs = sandbox_metadata.c
+        having = select(pairs.sandbox_id).where(
+            pairs.team_id == bindparam("team", type_=String), pairs.pair.in_(bindparam("pairs", expanding=True))
+        )
+        if shape.has_pairs:
+            # Not for one pair: counting what can only be one costs half as much again.
+            having = having.group_by(pairs.sandbox_id).having(func.count() == bindparam("pair_count", type_=Integer))
+        conditions.append(table.c.sandbox_id.in_(having))
     if shape.has_started_after:
         conditions.append(table.c.started_at >= bindparam("since", type_=UtcTime))
     return conditions
-
-
-def _is_after(sandbox: Sandbox, wanted: SandboxFilter) -> bool:
-    if wanted.after is None:
-        return True
-    key = (sandbox.started_at, str(sandbox.sandbox_id))
-    last = (wanted.after.started_at, str(wanted.after.sandbox_id))
-    return key < last if wanted.newest_first else key > last
-
-
-def _has_all(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return all(metadata.get(key) == value for key, value in wanted.items())

@@ -13,6 +13,7 @@ from firebrick.model.errors import Conflict
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, TeamId, TemplateId
 from firebrick.model.machine import Limits, RuntimeName
 from firebrick.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxState
+from firebrick.store.metadata import metadata_insert
 from firebrick.store.schema import reservations, sandboxes
 
 _STATES = {state.value: state for state in SandboxState}
@@ -116,6 +117,7 @@ async def sandbox_insert(tx: AsyncConnection, sandbox: Sandbox) -> None:
         **_changeable(sandbox),
     )
     await tx.execute(_INSERT, values)
+    await metadata_insert(tx, team_id=sandbox.team_id, sandbox_id=sandbox.sandbox_id, pairs=sandbox.metadata)
 
 
 async def sandbox_fetch(tx: AsyncConnection, sandbox_id: SandboxId) -> Sandbox | None:

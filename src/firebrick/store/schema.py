@@ -201,6 +201,17 @@ sandboxes = Table(
     Index(None, "ended_at"),
 )
 
+# What a sandbox's metadata can be found by; written with the row, gone with it.
+sandbox_metadata = Table(
+    "sandbox_metadata",
+    metadata,
+    _id("team_id", primary_key=True),
+    Column("pair", String(32), primary_key=True),
+    Column("sandbox_id", String(64), ForeignKey("sandboxes.sandbox_id", ondelete="CASCADE"), primary_key=True),
+    # The cascade looks for them by sandbox.
+    Index(None, "sandbox_id"),
+)
+
 reservations = Table(
     "reservations",
     metadata,

@@ -4,12 +4,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import func, select, text
 
 from firebrick.model.errors import Conflict
 from firebrick.model.ids import MachineId, SandboxId
 from firebrick.model.machine import RuntimeName
 from firebrick.model.sandbox import EndReason, SandboxState
 from firebrick.store.database import Database
+from firebrick.store.migrate import migrate
 from firebrick.store.sandbox_pages import PageKey, SandboxFilter, sandbox_list_page
 from firebrick.store.sandboxes import (
     sandbox_count_by_state,
@@ -22,6 +24,7 @@ from firebrick.store.sandboxes import (
     sandbox_next_due,
     sandbox_update_if,
 )
+from firebrick.store.schema import sandbox_metadata
 from tests.support.rows import NODE_ID, NOW, TEAM_ID, make_sandbox
 
 
@@ -138,3 +141,45 @@ async def test_only_old_ended_ones_are_forgotten(database: Database) -> None:
         assert await sandbox_fetch(tx, old.sandbox_id) is None
         assert await sandbox_fetch(tx, young.sandbox_id) == young
         assert await sandbox_fetch(tx, living.sandbox_id) == living
+
+
+async def test_metadata_is_found_whatever_it_holds(database: Database) -> None:
+    """Keys and values of any length and any characters are found; one that only looks alike is not."""
+    odd = {"": "", "nul\0key": "nul\0value", "long": "x" * 60_000, "ключ": "значение 🔥", "a=b": "c"}
+    sandbox = make_sandbox(metadata=odd)
+    async with database.write() as tx:
+        await sandbox_insert(tx, sandbox)
+        await sandbox_insert(tx, make_sandbox(metadata={"a": "b=c", "long": "x" * 59_999}))
+
+    async def count(**metadata: str) -> int:
+        async with database.read() as tx:
+            page = await sandbox_list_page(tx, SandboxFilter(team_id=TEAM_ID, metadata=metadata))
+        assert page.running_count == len(page.sandboxes)
+        return page.running_count
+
+    for key, value in odd.items():
+        assert await count(**{key: value}) == 1
+    assert await count(**odd) == 1
+    assert await count(**(odd | {"one": "more"})) == 0
+
+
+async def test_metadata_is_forgotten_with_its_sandbox(database: Database) -> None:
+    """No pair stays behind a row that is forgotten."""
+    async with database.write() as tx:
+        await sandbox_insert(tx, make_sandbox(metadata={"a": "1"}, state=SandboxState.ENDED, ended_at=NOW))
+        assert await sandbox_delete_ended_before(tx, NOW + timedelta(seconds=1)) == 1
+        assert (await tx.execute(select(func.count()).select_from(sandbox_metadata))).scalar_one() == 0
+
+
+async def test_older_sandboxes_are_found_by_metadata_too(database: Database) -> None:
+    """A database from before the table of pairs has one filled for its sandboxes."""
+    sandbox = make_sandbox(metadata={"a": "1", "ключ": "значение 🔥"})
+    async with database.write() as tx:
+        await sandbox_insert(tx, sandbox)
+        await sandbox_insert(tx, make_sandbox())
+        await tx.execute(text("DROP TABLE sandbox_metadata"))
+        await tx.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+    await migrate(database)
+    async with database.read() as tx:
+        page = await sandbox_list_page(tx, SandboxFilter(team_id=TEAM_ID, metadata=sandbox.metadata))
+    assert page.sandboxes == (sandbox,)
