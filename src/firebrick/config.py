@@ -63,6 +63,9 @@ class Config:
     jwt_audience: str = setting("", "name", "audience (aud) that the provider's tokens must name")
     autopsy_hours: int = setting(48, "h", "how long it can be asked why a sandbox ended; at least 24")
     audit_days: int = setting(365, "d", "how long lines of the audit log are kept")
+    longest_restart_delay_s: float = setting(
+        5.0, "s", "longest wait before a process of ours that ends again and again is started again"
+    )
     die_at_file_for_test_purposes_only: str = setting("", "path", "names a step at which to die; `firebrick drill`'s")
     log_level: str = setting("info", "level", "debug, info, warning or error")
 

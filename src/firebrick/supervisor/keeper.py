@@ -14,7 +14,6 @@ from firebrick.model.errors import WrongState
 from firebrick.supervisor.roles import SUPERVISOR, Role, pid_file, role_argv, role_env, running, write_pid_file
 
 FIRST_DELAY_S = 0.2
-LONGEST_DELAY_S = 5.0
 STEADY_S = 10.0
 """A role that ran this long is healthy: its next end starts again at the first delay."""
 STOP_TIMEOUT_S = 15.0
@@ -69,7 +68,7 @@ class Keeper:
             await wait_gone(ref)
             log.warning("role.ended", role_name=role, pid=ref.pid, exit_code=reap(ref))
             ran_s = self._clock.monotonic_s() - started
-            delay = FIRST_DELAY_S if ran_s > STEADY_S else min(delay * 2, LONGEST_DELAY_S)
+            delay = next_delay_s(delay, ran_s=ran_s, longest_s=self._config.longest_restart_delay_s)
             await self._clock.sleep(delay)
 
     def _start(self, role: Role) -> ProcessRef:
@@ -101,6 +100,11 @@ class Keeper:
                     path.with_suffix(".log.1").write_bytes(path.read_bytes()[-LOG_LIMIT_BYTES // 2 :])
                     os.truncate(path, 0)
             await self._clock.sleep(LOG_CHECK_S)
+
+
+def next_delay_s(last_s: float, *, ran_s: float, longest_s: float) -> float:
+    """How long to wait before a role is started again that has just run for `ran_s`, after a wait of `last_s`. Pure."""
+    return min(FIRST_DELAY_S if ran_s > STEADY_S else last_s * 2, longest_s)
 
 
 def log_file(config: Config, role: str) -> Path:
