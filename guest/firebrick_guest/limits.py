@@ -11,6 +11,7 @@ _KILL_COUNTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oo
 # that are all smaller than we are must go first.
 _EXPENDABLE = 300
 _QUIET_S = 1.0
+_RECENT_S = 5.0
 
 MEMORY_NOTE = "out of memory: the sandbox's memory limit was reached"
 
@@ -22,7 +23,8 @@ class LimitWatch:
         self._log = log
         self._told_at: dict[str, float] = {}
         self._kill_count_path = next((path for path in _KILL_COUNTS if os.path.exists(path)), None)
-        self._kernel_kills = self._read_kernel_kills()
+        self._kernel_kills = self._named_kills = self._read_kernel_kills()
+        self._killed_at = 0.0
         self._expendable = _expendable()
         self.counts = {"memory": 0, "processes": 0, "connections": 0, "disk": 0}
 
@@ -47,10 +49,20 @@ class LimitWatch:
     def memory_kill_count(self) -> int:
         """Processes that were killed for memory so far, by the kernel or by our guard."""
         kills = self._read_kernel_kills()
+        if kills > self._kernel_kills:
+            self._killed_at = time.monotonic()
         for _ in range(kills - self._kernel_kills):
             self.hit("memory")
         self._kernel_kills = kills
         return self.counts["memory"]
+
+    def note_kill(self, pid: int, name: str) -> None:
+        """A child of ours was killed: by the kernel for memory, if that has just killed one that we cannot name yet.
+        Not certain, so the host, which knows the victim's name, takes from it the id only."""
+        self.memory_kill_count()
+        if self._kernel_kills > self._named_kills and time.monotonic() - self._killed_at < _RECENT_S:
+            self._log.add("warn", "killed, likely for memory", limit="memory", pid=pid, name=name)
+        self._named_kills = self._kernel_kills
 
     def _read_kernel_kills(self) -> int:
         if self._kill_count_path is None:

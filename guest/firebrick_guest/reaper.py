@@ -13,8 +13,11 @@ _PARENT, _SESSION = 1, 3
 
 
 class Reaper:
-    def __init__(self) -> None:
+    """`on_kill` is called with the id and the name of each child that SIGKILL ended."""
+
+    def __init__(self, on_kill: Callable[[int, str], None] = lambda pid, name: None) -> None:
         self._watched: dict[int, Callable[[int], None]] = {}
+        self._on_kill = on_kill
 
     def open(self) -> None:
         """Begin. Orphans come to us when we are PID 1, and otherwise because we ask the kernel for them."""
@@ -32,10 +35,14 @@ class Reaper:
     def reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                # Looked at before it is collected: until then its name can still be read.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None:
+                    return
+                if found.si_code == os.CLD_KILLED and found.si_status == signal.SIGKILL:
+                    self._on_kill(found.si_pid, _name(found.si_pid))
+                pid, status = os.waitpid(found.si_pid, os.WNOHANG)
             except ChildProcessError:
-                return
-            if not pid:
                 return
             ended = self._watched.pop(pid, None)
             if ended:
@@ -63,6 +70,14 @@ def tell_session(leader: int, number: int) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+
+
+def _name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+            return file.read(64).strip().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _children() -> list[int]:

@@ -62,6 +62,15 @@ def test_the_end_tells_that_memory_was_the_reason(box: Sandbox, running: Instanc
     wait_for_sync(lambda: "memory" in [entry["fields"].get("limit") for entry in warnings(running, box)])
 
 
+def test_it_can_be_asked_who_was_killed_for_memory(box: Sandbox, running: Instance) -> None:
+    """`firebrick why` names the process and its id inside."""
+    hog = box.commands.run("exec python3 -c 'x = []\nwhile True: x.append(bytearray(10**7))'", background=True)
+    with pytest.raises(CommandExitException):
+        hog.wait()
+    told = f"out of memory: (python3 (pid {hog.pid}) was killed"
+    wait_for_sync(lambda: told in running.firebrick("why", box.sandbox_id).stdout)
+
+
 def warnings(running: Instance, box: Sandbox) -> list[dict[str, Any]]:
     answer = running.api("GET", f"/v2/sandboxes/{box.sandbox_id}/logs?level=warn").json()
     return [entry for entry in answer["logs"] if entry["level"] == "warn"]

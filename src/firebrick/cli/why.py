@@ -44,7 +44,8 @@ def timeline(found: dict[str, Any]) -> list[str]:
         said = " ".join(filter(None, (event["reason"], f"({event['detail']})" if event["detail"] else "")))
         by = f", by {event['actor']}" if event["actor"] and "by " not in event["detail"] else ""
         lines.append(f"  {clock(event['at'])}  {event['kind'].replace('_', ' ')}{': ' + said if said else ''}{by}")
-        lines += [f"      {line}" for line in facts(event["facts"])]
+        if event["kind"] != "out_of_memory":
+            lines += [f"      {line}" for line in facts(event["facts"])]
     return lines
 
 

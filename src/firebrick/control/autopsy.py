@@ -4,6 +4,7 @@ The lines are the events that each change wrote in its own transaction; they out
 `autopsy_hours`.
 """
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.workflows.sandbox_create import SandboxCreate
 from firebrick.lifecycle.autopsy import told_end
+from firebrick.lifecycle.memory_kills import Told, victims
 from firebrick.log import bound_value, get_log
 from firebrick.model.errors import FirebrickError, LimitExceeded, NoCapacity, NotFound, RateExceeded, Unavailable
 from firebrick.model.ids import SandboxId, TeamId
@@ -22,6 +24,9 @@ from firebrick.store.sandboxes import sandbox_fetch
 
 CREATE_FAILED = "create_failed"
 ENDING = "ending"
+OUT_OF_MEMORY = "out_of_memory"
+READ_TIMEOUT_S = 2.0
+MOST_LINES = 10_000
 MAX_FAILED_PER_MINUTE = 100
 """Kept of one team's failed creates: a loop that runs into its quota must not fill the store."""
 
@@ -53,7 +58,30 @@ class AutopsyService:
             sandbox = None
         if sandbox is None and not events:
             raise NotFound(f'Nothing is known of a sandbox "{sandbox_id}" that you have access to.')
+        if sandbox is not None:
+            events = tuple(sorted((*events, *await self._memory_kills(sandbox)), key=lambda event: event.at))
         return Autopsy(sandbox_id=sandbox_id, summary=_summary(sandbox, events), sandbox=sandbox, events=events)
+
+    async def _memory_kills(self, sandbox: Sandbox) -> tuple[SandboxHappening, ...]:
+        """Which processes were killed for memory: its log has that, on its node. One that does not answer leaves a
+        gap, not an error."""
+        if sandbox.node_id is None:
+            return ()
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                client = self._platform.nodes.client(sandbox.node_id)
+                entries = await client.read_logs(sandbox.sandbox_id, start_ms=0, limit=MOST_LINES)
+        except (FirebrickError, TimeoutError):
+            return ()
+        lines = (Told(at=entry.timestamp, message=entry.message, fields=entry.fields) for entry in entries)
+        return tuple(
+            SandboxHappening(
+                sandbox_id=sandbox.sandbox_id, team_id=sandbox.team_id, at=victim.at, kind=OUT_OF_MEMORY,
+                detail=victim.detail, actor="system",
+                facts={} if victim.pid is None else {"name": victim.name, "pid": victim.pid},
+            )
+            for victim in victims(lines)
+        )  # fmt: skip
 
     async def list_endings(self, team_id: TeamId, *, limit: int) -> tuple[SandboxHappening, ...]:
         """The team's latest ends and failed creates, newest first."""

@@ -18,6 +18,7 @@ from firebrick.doctor.doctor import find_oci_runtime, find_runsc, working_runtim
 from firebrick.doctor.runtime_probes import probe_container, probe_gvisor
 from firebrick.guestlink.http import HttpGuestLink
 from firebrick.guestlink.sim import SimGuests
+from firebrick.linux.kernel_log import KernelLog
 from firebrick.model.errors import Invalid, NotFound, Unavailable
 from firebrick.model.ids import BuildId
 from firebrick.model.machine import RuntimeName
@@ -77,6 +78,7 @@ def build_drivers(config: Config) -> NodeDrivers:
         images=images,
         agent=agent,
         clock=clock,
+        memory_kills=KernelLog(),
     )
 
 

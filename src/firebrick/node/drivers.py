@@ -1,17 +1,28 @@
 """What a node agent is built from: drivers, images, settings. `main/node.py` fills it; tests fill it with sims."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from firebrick.clock import Clock
 from firebrick.guestlink.base import GuestLinks
+from firebrick.linux.kernel_log import MemoryKill
 from firebrick.model.ids import BuildId, NodeId
 from firebrick.model.machine import Limits, RuntimeName
 from firebrick.network.base import SlotPool
 from firebrick.rootfs.base import RootfsDriver
 from firebrick.runtimes.base import Runtime
+
+
+class MemoryKills(Protocol):
+    """What the host's kernel killed for memory; see `linux.kernel_log`."""
+
+    def fileno(self) -> int | None: ...
+
+    def read_kills(self) -> Iterable[MemoryKill]: ...
+
+    def close(self) -> None: ...
 
 
 class TemplateImages(Protocol):
@@ -44,7 +55,8 @@ class WarmKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDrivers:
-    """`runtimes` holds every runtime that may have left machines here, offered or not."""
+    """`runtimes` holds every runtime that may have left machines here, offered or not. `memory_kills` None: nobody
+    tells."""
 
     runtimes: Mapping[RuntimeName, Runtime]
     rootfs: RootfsDriver
@@ -53,6 +65,7 @@ class NodeDrivers:
     images: TemplateImages
     agent: AgentImage
     clock: Clock
+    memory_kills: MemoryKills | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

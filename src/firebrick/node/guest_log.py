@@ -103,6 +103,11 @@ class Console:
         finally:
             os.close(descriptor)
 
+    def note(self, entry: LogEntry) -> None:
+        """Add what the host has to say."""
+        self._ring.append(entry)
+        self._write([entry])
+
     def drain_rest(self) -> None:
         """Take what the pipe still holds, and the line that was never finished: often it is why a guest ended."""
         try:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 from firebrick.clock import Clock
 from firebrick.guestlink.base import GuestLink, GuestSilent
+from firebrick.linux.kernel_log import MemoryKill
 from firebrick.log import get_log
 from firebrick.model.ids import SandboxId
+from firebrick.model.machine import Isolation
 from firebrick.node.guest_log import Console, EndedLogs, LogRing, from_guest
 from firebrick.node.machine import Machine
 from firebrick.rpc.node_api import LogEntry
@@ -30,11 +32,44 @@ class MachineLog:
         self._ring = LogRing()
         self._console = Console(machine.console, machine.directory / "console.jsonl", self._ring, clock)
         self._next = 0
+        self._kill_seq = -1
+        self._last_kill = ""
         self._lock = asyncio.Lock()
 
     def restore(self) -> None:
         """Read what an earlier process of ours had heard."""
         self._console.restore()
+        for entry in self._ring.entries():
+            if entry.fields.get("source") == "kernel":
+                self._remember_kill(int(entry.fields.get("seq", -1)), entry.message)
+
+    def note_kill(self, kill: MemoryKill) -> None:
+        """The host's kernel killed a process of this machine for memory. Repetitions are known by their number."""
+        if kill.seq <= self._kill_seq:
+            return
+        fields = {"limit": "memory", "source": "kernel", "seq": str(kill.seq)}
+        # NOTE: below a kernel of its own the host's names and ids of processes are not the guest's.
+        is_guests = self._machine.record.runtime.isolation in (Isolation.SHARED_KERNEL, Isolation.NONE)
+        if is_guests and kill.inside_pid == 1:
+            told = "the kernel killed the guest agent (pid 1), and with it all others"
+        elif is_guests:
+            fields["name"] = kill.name
+            if kill.inside_pid is not None:
+                fields["pid"] = str(kill.inside_pid)
+            told = f"the kernel killed {kill.name}" + (f" (pid {kill.inside_pid})" if kill.inside_pid else "")
+        else:
+            told = "the host's kernel killed a process that the sandbox's own kernel consists of"
+        self._console.note(LogEntry(timestamp=kill.at, level="warn", message=f"out of memory: {told}", fields=fields))
+        self._remember_kill(kill.seq, told)
+
+    def _remember_kill(self, seq: int, told: str) -> None:
+        self._kill_seq = max(self._kill_seq, seq)
+        self._last_kill = told.removeprefix("out of memory: ")
+
+    @property
+    def last_kill(self) -> str:
+        """What the kernel killed last for memory, as a clause; empty: nothing yet."""
+        return self._last_kill
 
     async def drain(self) -> None:
         """Follow the console; never returns."""

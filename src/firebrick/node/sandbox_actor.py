@@ -245,7 +245,6 @@ class SandboxActor:
         return await first_of(ended, ready)
 
     async def _adopted_life(self) -> MachineExit:
-        self.log.restore()
         # NOTE: whatever the former process was at, the record says what was promised.
         if (freezer := self.machine.freezer) is not None:
             await (freezer.freeze if self.state is ActorState.PAUSED else freezer.thaw)(self.machine.machine_id)

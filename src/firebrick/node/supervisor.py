@@ -20,7 +20,7 @@ from firebrick.log import get_log
 from firebrick.model.egress import Egress
 from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
-from firebrick.model.machine import MachineExit, RuntimeName
+from firebrick.model.machine import ExitCause, MachineExit, RuntimeName
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.exits import ExitBroadcast
@@ -103,12 +103,17 @@ class NodeAgent:
             self._adopt(record)
         for record in recovered.resisting:
             self._own(record, None, adopt=True).begin_kill()
+        self._watch_memory_kills()
         self._is_open = True
         self._background.start(self._pool.run(), name="warm pool")
 
     async def close(self) -> None:
         """Stop. Running, paused and warm machines stay as they are; what is being started is undone."""
         self._is_open = False
+        if self._drivers.memory_kills is not None:
+            if (descriptor := self._drivers.memory_kills.fileno()) is not None:
+                asyncio.get_running_loop().remove_reader(descriptor)
+            self._drivers.memory_kills.close()
         self._exits.close()
         await self._background.close()
         await self._snapshots.close()
@@ -361,6 +366,9 @@ class NodeAgent:
             hooks=self._hooks,
             request=request,
         )
+        if adopt:
+            # Before anything new is written to it.
+            actor.log.restore()
         self._actors[record.machine_id] = actor
         self._tasks.start(actor.run(adopt=adopt), name=f"machine {record.machine_id}")
         return actor
@@ -380,7 +388,24 @@ class NodeAgent:
         entry = self._entries.get(actor.sandbox_id) if actor.sandbox_id else None
         return entry if entry is not None and entry.actor is actor else None
 
+    def _watch_memory_kills(self) -> None:
+        """What happened before we came is told too, as far as the kernel still has it."""
+        kills = self._drivers.memory_kills
+        if kills is not None and (descriptor := kills.fileno()) is not None:
+            asyncio.get_running_loop().add_reader(descriptor, self._take_memory_kills)
+        self._take_memory_kills()
+
+    def _take_memory_kills(self) -> None:
+        for kill in () if self._drivers.memory_kills is None else self._drivers.memory_kills.read_kills():
+            actor = self._actors.get(MachineId(kill.cgroup.rpartition("/")[2]))
+            if actor is not None:
+                actor.log.note_kill(kill)
+                log.info("sandbox.memory_kill", sandbox_id=actor.sandbox_id, name=kill.name, pid=kill.inside_pid)
+
     def _actor_exited(self, actor: SandboxActor, ended: MachineExit) -> None:
+        self._take_memory_kills()
+        if ended.cause is ExitCause.OOM and not ended.detail:
+            ended = replace(ended, detail=actor.log.last_kill)
         if actor.sandbox_id is not None:
             self._exits.send(
                 SandboxExit(

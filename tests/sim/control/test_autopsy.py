@@ -6,6 +6,7 @@ import pytest
 
 from firebrick.model.errors import NoCapacity, Unavailable
 from firebrick.model.machine import ExitCause
+from firebrick.rpc.node_api import LogEntry
 from firebrick.store.nodes import node_set_draining
 from tests.support.control import Running
 from tests.support.owners import Api, open_api
@@ -68,6 +69,27 @@ async def test_ends_by_themselves(api: Api, running: Running, cause: ExitCause, 
     found = await api.ok("GET", f"/sandboxes/{sandbox_id}/why", mine(running))
     assert words in found["summary"]
     assert found["events"][1]["actor"] == "system"
+
+
+async def test_who_was_killed_for_memory_stands_in_the_timeline(api: Api, running: Running) -> None:
+    """Name and id inside, while it lives and after its end; a node that does not answer costs only that."""
+    sandbox_id = await create(api, running)
+    at = running.world.clock.now()
+    fields = {"limit": "memory", "source": "kernel", "name": "python3", "pid": "7"}
+    running.world.node.logs[sandbox_id] = [  # type: ignore[index]
+        LogEntry(timestamp=at, level="warn", message="out of memory: the kernel killed python3 (pid 7)", fields=fields)
+    ]
+    found = await api.ok("GET", f"/sandboxes/{sandbox_id}/why", mine(running))
+    killed = next(event for event in found["events"] if event["kind"] == "out_of_memory")
+    assert (killed["detail"], killed["facts"]) == ("python3 (pid 7) was killed", {"name": "python3", "pid": 7})
+    await api.ok("DELETE", f"/sandboxes/{sandbox_id}", mine(running))
+    await running.wait_ended(sandbox_id)  # type: ignore[arg-type]
+    ended = await api.ok("GET", f"/sandboxes/{sandbox_id}/why", mine(running))
+    assert "out_of_memory" in [event["kind"] for event in ended["events"]]
+    running.world.node.go_down()
+    dark = await api.ok("GET", f"/sandboxes/{sandbox_id}/why", mine(running))
+    assert "out_of_memory" not in [event["kind"] for event in dark["events"]]
+    running.world.node.come_back()
 
 
 async def test_an_expiry_is_told(api: Api, running: Running) -> None:

@@ -14,6 +14,7 @@ from firebrick.model.ids import BuildId, new_sandbox_id
 from firebrick.model.machine import ExitCause, RuntimeName
 from firebrick.node.recovery import end_everything
 from firebrick.node.supervisor import NodeAgent
+from firebrick.rpc.node_api import PauseSandbox
 from tests.sim.node.world import World, end_all_tasks, request
 from tests.support.wait import wait_for
 
@@ -109,6 +110,41 @@ async def test_an_exit_is_told_with_its_cause(world: World, agent: NodeAgent) ->
         started.sandbox_id, started.machine_id, ExitCause.OOM, 137,
     )  # fmt: skip
     await world.assert_empty()
+
+
+async def test_who_was_killed_for_memory_is_told(world: World) -> None:
+    """In the log of a sandbox that goes on, to the next agent too, and as the reason of an end."""
+    os.mkfifo(world.kernel_log)
+    async with world.agent() as agent:
+        started = await agent.start_sandbox(request())
+        line = (
+            "6,{seq},2,-;oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/firebrick-a/"
+            f"{started.machine_id},task=python3,pid=4194000,uid=0\n"
+        )
+        writer = world.kernel_log.open("wb", buffering=0)
+        writer.write(line.format(seq=7).encode())
+
+        async def kills() -> list[str]:
+            entries = await agent.read_logs(started.sandbox_id, start_ms=0, limit=100)
+            return [entry.message for entry in entries if entry.fields.get("source") == "kernel"]
+
+        async def is_told() -> bool:
+            return await kills() == ["out of memory: the kernel killed python3"]
+
+        await wait_for(is_told)
+    async with world.agent() as agent:
+        # The next process reads the kernel's log from its beginning again.
+        writer.write(line.format(seq=7).encode())
+        await wait_for(is_told)
+        exits = agent.watch_exits()
+        # Answered by its owner, so it has one again.
+        await agent.pause_sandbox(PauseSandbox(sandbox_id=started.sandbox_id, keep_memory=True))
+        await agent.resume_sandbox(request(started.sandbox_id))
+        world.runtime.exit_machine(started.machine_id, ExitCause.OOM, 137)
+        assert (await anext(exits)).detail == "the kernel killed python3"
+        await wait_for(is_told)
+        await world.assert_empty()
+    writer.close()
 
 
 async def test_a_machine_that_will_not_end_is_not_given_up(world: World, agent: NodeAgent) -> None:

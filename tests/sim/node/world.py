@@ -15,6 +15,7 @@ from typing import Any
 
 from firebrick.clock import SystemClock
 from firebrick.guestlink.sim import SimGuests
+from firebrick.linux.kernel_log import KernelLog
 from firebrick.model.errors import NotFound
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId, is_machine_id, new_sandbox_id
 from firebrick.model.machine import Limits, RuntimeName
@@ -150,6 +151,8 @@ class World:
             warm_memory_mib=512,
         )
         root.mkdir(parents=True, exist_ok=True)
+        self.kernel_log = root / "kmsg"
+        """Not there until a test makes it: a FIFO that takes the kernel's lines."""
 
     def keep_warm(self, count: int) -> None:
         self.settings = replace(self.settings, warm_count=count, always_hot=(WARM_KEY,))
@@ -170,6 +173,7 @@ class World:
             images=Images(self.root),
             agent=AgentImage(directory=Path("/sim/agent"), argv=("agent",), env=lambda token: {"TOKEN": token}),
             clock=self.clock,
+            memory_kills=KernelLog(self.kernel_log),
         )
 
     @asynccontextmanager
