@@ -73,7 +73,7 @@ class ControlPlane:
         self.sandboxes = SandboxService(platform, self.templates, self.autopsies)
         self.pausing = PauseService(platform, self.sandboxes)
         platform.catalog.waker = self._wake
-        self.snapshots = SnapshotService(platform, self.sandboxes)
+        self.snapshots = SnapshotService(platform, self.sandboxes, self.autopsies)
         self.networking = NetworkingService(platform, self.sandboxes)
         self.listing = ListingService(platform)
         self.observations = ObservationService(platform, self.sandboxes, latest)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from firebrick.control.autopsy import AutopsyService
 from firebrick.control.platform import Platform
 from firebrick.control.sandboxes import SandboxService
 from firebrick.control.templates import DEFAULT_TAG, find_template, slug_of
@@ -54,9 +55,10 @@ def parse_name_filter(text: str, team: Team) -> tuple[frozenset[str], str | None
 
 
 class SnapshotService:
-    def __init__(self, platform: Platform, sandboxes: SandboxService) -> None:
+    def __init__(self, platform: Platform, sandboxes: SandboxService, autopsies: AutopsyService) -> None:
         self._platform = platform
         self._sandboxes = sandboxes
+        self._autopsies = autopsies
 
     async def create(
         self, team: Team, sandbox_id: SandboxId, *, name: str | None, keep_memory: bool
@@ -103,7 +105,13 @@ class SnapshotService:
             for _ in range(count)
         ]
         taking = SnapshotCreate(platform=self._platform, source=source, snapshot=snapshot)
-        return await fork_sandbox(SandboxFork(platform=self._platform, snapshot=taking, wishes=wishes))
+        fork = SandboxFork(
+            platform=self._platform,
+            snapshot=taking,
+            wishes=wishes,
+            note_failed=self._autopsies.note_failed_create,
+        )
+        return await fork_sandbox(fork)
 
     async def list_page(self, wanted: SnapshotFilter, token: str | None) -> SnapshotPage:
         """The page after `token`, or the first. Raises Invalid for a token that is not ours, or another team's."""

@@ -134,6 +134,29 @@ async def test_a_failed_start_is_told(api: Api, running: Running, error: Excepti
     assert "start" in failed["facts"]["steps_ms"]
 
 
+async def test_each_fork_that_fails_is_told(api: Api, running: Running) -> None:
+    """One line for each child that was not created, under the id that its error names; the others live."""
+    sandbox_id = await create(api, running)
+    count = 0
+
+    def fail() -> None:
+        nonlocal count
+        count += 1
+        if count <= 2:
+            raise NoCapacity("injected")
+
+    running.world.node.before["start_sandbox"] = fail
+    results = await api.ok("POST", f"/sandboxes/{sandbox_id}/fork", mine(running), json={"count": 3})
+    running.world.node.before.clear()
+    failed = [result["error"]["message"] for result in results if "error" in result]
+    assert len(failed) == 2
+    for message in failed:
+        child_id = message.split("`firebrick why ")[1].split("`")[0]
+        found = await api.ok("GET", f"/sandboxes/{child_id}/why", mine(running))
+        assert found["summary"] == "It was never created: injected"
+        assert (found["events"][-1]["kind"], found["events"][-1]["reason"]) == ("create_failed", "no_capacity")
+
+
 async def test_an_autopsy_is_kept_as_long_as_the_setting_says(api: Api, running: Running) -> None:
     """A day after the end it can still be asked; after the setting's hours it is forgotten."""
     sandbox_id = await create(api, running)

@@ -60,7 +60,8 @@ def forking(running: Running, sandbox: Sandbox) -> SandboxFork:
         sandbox, sandbox_id=new_sandbox_id(), state=SandboxState.CREATING, generation=1, machine_id=None, address=None,
         snapshot_id=create.snapshot.snapshot_id,
     )  # fmt: skip
-    return SandboxFork(platform=running.control.platform, snapshot=create, wishes=[wish])
+    note_failed = running.control.autopsies.note_failed_create
+    return SandboxFork(platform=running.control.platform, snapshot=create, wishes=[wish], note_failed=note_failed)
 
 
 def discarding(running: Running, sandbox: Sandbox) -> BinEntry:

@@ -8,7 +8,7 @@ A crash leaves the forks that were started and a private snapshot, which `sweep_
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from firebrick.control.platform import Platform
@@ -25,11 +25,13 @@ CONCURRENCY = 8
 
 @dataclass(slots=True, kw_only=True)
 class SandboxFork:
-    """`wishes` are the rows of the forks; `results` has the sandbox or the error of each, in their order."""
+    """`wishes` are the rows of the forks; `results` has the sandbox or the error of each, in their order. `note_failed`
+    writes down why one was not created."""
 
     platform: Platform
     snapshot: SnapshotCreate
     wishes: Sequence[Sandbox]
+    note_failed: Callable[[SandboxCreate, FirebrickError], Awaitable[None]]
     results: list[Sandbox | FirebrickError] = field(default_factory=list)
 
 
@@ -50,13 +52,11 @@ async def _start(fork: SandboxFork) -> None:
 
     async def start(wish: Sandbox) -> Sandbox | FirebrickError:
         async with limit:
+            create = SandboxCreate(platform=fork.platform, sandbox=wish, only_node=fork.snapshot.snapshot.node_id)
             try:
-                return await create_sandbox(
-                    SandboxCreate(
-                        platform=fork.platform, sandbox=wish, only_node=fork.snapshot.snapshot.node_id
-                    )
-                )  # fmt: skip
+                return await create_sandbox(create)
             except FirebrickError as exc:
+                await fork.note_failed(create, exc)
                 return exc
 
     async with asyncio.TaskGroup() as group:
