@@ -43,6 +43,8 @@ class FakeNode:
         self.requests: dict[SandboxId, StartSandbox] = {}
         self.logs: dict[SandboxId, list[LogEntry]] = {}
         self.is_down = False
+        self.is_silent = False
+        """Guest agents do not answer."""
         self.before: dict[str, Callable[[], object]] = {}
         self.after: dict[str, Callable[[], object]] = {}
         self.start_gate: asyncio.Event | None = None
@@ -127,7 +129,7 @@ class FakeNode:
         assert paused.paused_at is not None
         return PausedSandbox(
             sandbox_id=paused.sandbox_id, machine_id=paused.machine_id, keeps_memory=keeps_memory,
-            paused_at=paused.paused_at, disk_bytes=4,
+            paused_at=paused.paused_at, disk_bytes=4, is_silent=self.is_silent,
         )  # fmt: skip
 
     async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from firebrick.control.sandboxes import IdempotencyInProgress, IdempotencyMismatch
+from firebrick.control.workflows.sandbox_resume import GuestStillUnresponsive
 from firebrick.log import get_log
 from firebrick.model.errors import (
     AlreadyExists,
@@ -75,6 +76,7 @@ ERROR_CODE: dict[type[FirebrickError], str] = {
     IdempotencyInProgress: "idempotency_request_in_progress",
     NoCapacity: "sandbox_capacity_unavailable",
     DeadlineExceeded: "sandbox_placement_timeout",
+    GuestStillUnresponsive: "sandbox_snapshot_guest_agent_unresponsive",
 }
 """E2B's own codes, where it has one for the case."""
 

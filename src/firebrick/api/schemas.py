@@ -179,6 +179,7 @@ class ListedSandbox(Wire):
     runtime: str | None = None
     isolation: str | None = None
     keepsMemory: bool | None = None
+    envdUnresponsiveAtPause: bool | None = None
 
 
 class SandboxLifecycle(Wire):

@@ -124,7 +124,10 @@ def _optional(sandbox: Sandbox) -> dict[str, Any]:
     if sandbox.runtime is not None:
         fields |= {"runtime": sandbox.runtime.value, "isolation": sandbox.runtime.isolation.value}
     if sandbox.state is SandboxState.PAUSED:
-        fields["keepsMemory"] = bool(sandbox.keeps_memory)
+        fields |= {
+            "keepsMemory": bool(sandbox.keeps_memory),
+            "envdUnresponsiveAtPause": sandbox.silent_at_pause,
+        }
     return fields
 
 

@@ -7,7 +7,7 @@ from firebrick.control.routing import may_wake
 from firebrick.control.sandboxes import SandboxService, not_found
 from firebrick.control.workflows.grace_bin import recover_sandbox
 from firebrick.control.workflows.sandbox_pause import SandboxPause, pause_sandbox
-from firebrick.control.workflows.sandbox_resume import SandboxResume, resume_sandbox
+from firebrick.control.workflows.sandbox_resume import GuestStillUnresponsive, SandboxResume, resume_sandbox
 from firebrick.lifecycle.expiry import check_timeout, resume_timeout_s
 from firebrick.log import bound
 from firebrick.model.errors import Forbidden, NotFound, WrongState
@@ -79,6 +79,8 @@ class PauseService:
                 wanted = resume_timeout_s(timeout_s, configured_s=sandbox.timeout_s, default_s=default_s)
                 try:
                     return await self._resume(sandbox, min(wanted, team.max_timeout_s), keep_memory), True
+                except GuestStillUnresponsive:
+                    raise
                 except WrongState:
                     # Another request was faster: look again.
                     pass
@@ -119,6 +121,8 @@ class PauseService:
                 wanted = resume_timeout_s(None, configured_s=sandbox.timeout_s, default_s=WAKE_LEAST_S)
                 try:
                     return await self._resume(sandbox, wanted, keep_memory=True)
+                except GuestStillUnresponsive:
+                    raise
                 except WrongState:
                     pass
             elif sandbox.state not in (SandboxState.PAUSING, SandboxState.RESUMING):

@@ -100,6 +100,7 @@ class SnapshotService:
                 address=None,
                 paused_at=None,
                 keeps_memory=None,
+                silent_at_pause=False,
                 snapshot_id=snapshot.snapshot_id,
             )
             for _ in range(count)

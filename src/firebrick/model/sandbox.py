@@ -46,9 +46,10 @@ class Sandbox:
     """One sandbox as the control plane keeps it. Times are UTC with microseconds.
 
     Of a paused one `expires_at` is the time of its pause, `keeps_memory` tells whether its processes go on after a
-    resume or only its disk is there, and `timeout_s` is the timeout it was last given, for the resume. `idle_timeout_s`
-    ends or pauses a running one earlier when it did nothing for so long. `recoverable_until` is set while an ended
-    sandbox's disk lies in the grace bin. `network` are its network options as they were asked.
+    resume or only its disk is there, `silent_at_pause` that its guest agent did not answer any more, and `timeout_s` is
+    the timeout it was last given, for the resume. `idle_timeout_s` ends or pauses a running one earlier when it did
+    nothing for so long. `recoverable_until` is set while an ended sandbox's disk lies in the grace bin. `network` are
+    its network options as they were asked.
     """
 
     sandbox_id: SandboxId
@@ -83,3 +84,4 @@ class Sandbox:
     recoverable_until: datetime | None = None
     snapshot_id: SnapshotId | None = None
     network: dict[str, Any] | None = None
+    silent_at_pause: bool = False

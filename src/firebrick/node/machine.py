@@ -166,6 +166,14 @@ class Machine:
         except GuestSilent as exc:
             raise WrongState("The sandbox's guest agent does not answer.", detail=exc.message) from exc
 
+    async def is_silent(self) -> bool:
+        """Whether its guest agent does not answer; asked at a pause."""
+        try:
+            await self.link.wait_ready(timeout_s=ALIVE_TIMEOUT_S)
+        except GuestSilent:
+            return True
+        return False
+
     async def wait_ready(self) -> None:
         """Return when the guest agent answers and has taken in what it begins with. Raises GuestSilent."""
         with self._step("agent_ms"):
@@ -190,7 +198,7 @@ class Machine:
             target.unlink(missing_ok=True)
             raise
 
-    async def freeze(self, paused_at: datetime) -> None:
+    async def freeze(self, paused_at: datetime, *, is_silent: bool) -> None:
         """From running to paused, its disk safe beside it. Raises FirebrickError; then it runs on."""
         freezer = self.freezer
         assert freezer is not None
@@ -200,18 +208,19 @@ class Machine:
             await freezer.freeze(self.machine_id)
             if not self.writes_inside:
                 await self._drivers.rootfs.flush(self.machine_id)
-            self.save(state=MachineState.PAUSED, paused_at=paused_at)
+            self.save(state=MachineState.PAUSED, paused_at=paused_at, is_silent=is_silent)
         except BaseException:
             await freezer.thaw(self.machine_id)
             if self.writes_inside:
                 await self.link.go_on()
             raise
 
-    async def leave_disk(self, paused_at: datetime, *, is_killed: bool) -> None:
+    async def leave_disk(self, paused_at: datetime, *, is_killed: bool, is_silent: bool) -> None:
         """Before `destroy`: from now on only what it wrote counts. Raises FirebrickError; then it is as it was."""
         if self.writes_inside and self.record.state is not MachineState.PAUSED:
             await self.save_archive(self.archive, holds=True)
-        self.save(state=MachineState.KEPT, paused_at=self.record.paused_at or paused_at, is_killed=is_killed)
+        since = self.record.paused_at or paused_at
+        self.save(state=MachineState.KEPT, paused_at=since, is_killed=is_killed, is_silent=is_silent)
 
     async def capture_disk(self, target: Path) -> None:
         """Copy what it has written to a new file, while it stands still; afterwards it is as it was, running or

@@ -52,7 +52,8 @@ class MachineRecord:
     """`sandbox_id` None: nobody's yet. `slot_index` None: it had not got one.
 
     `kept_memory`: its last resume found its processes. `paused_at`: since when it is paused or kept; `is_killed`: then
-    it is in the grace bin. `is_clean`: kept, and its disk was unmounted in order.
+    it is in the grace bin. `is_silent`: then its guest agent did not answer. `is_clean`: kept, and its disk was
+    unmounted in order.
     """
 
     machine_id: MachineId
@@ -69,6 +70,7 @@ class MachineRecord:
     paused_at: datetime | None = None
     is_killed: bool = False
     is_clean: bool = False
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,7 @@ def encode_record(record: MachineRecord) -> str:
             "paused_at_us": None if record.paused_at is None else to_us(record.paused_at),
             "is_killed": record.is_killed,
             "is_clean": record.is_clean,
+            "is_silent": record.is_silent,
         }
     )
 
@@ -198,6 +201,7 @@ def decode_record(text: str) -> MachineRecord:
         paused_at=None if paused_at_us is None else from_us(paused_at_us),
         is_killed=raw.get("is_killed", False),
         is_clean=raw.get("is_clean", False),
+        is_silent=raw.get("is_silent", False),
     )
 
 

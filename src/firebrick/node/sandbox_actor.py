@@ -162,7 +162,7 @@ class SandboxActor:
     async def end_keeping(self, *, is_killed: bool) -> None:
         """End it, but for its disk; `has_kept` has been called when this returns. Raises FirebrickError: it is as it
         was, or NotFound."""
-        await self._do(lambda: self.machine.leave_disk(self._clock.now(), is_killed=is_killed))
+        await self._do(lambda: self._leave_disk(is_killed=is_killed))
         self.begin_kill()
         await self.kept()
 
@@ -297,12 +297,20 @@ class SandboxActor:
     async def _pause(self) -> datetime:
         if self.state is ActorState.RUNNING:
             await self.log.pull_last()
-            await self.machine.freeze(self._clock.now())
+            is_silent = await self.machine.is_silent()
+            await self.machine.freeze(self._clock.now(), is_silent=is_silent)
             self.machine.link.close()
             self._set_state(ActorState.PAUSED)
             log.info("sandbox.paused", sandbox_id=self.sandbox_id)
         assert self.machine.record.paused_at is not None
         return self.machine.record.paused_at
+
+    async def _leave_disk(self, *, is_killed: bool) -> None:
+        # One that is killed need not answer, and one that is frozen cannot.
+        is_silent = self.machine.record.is_silent
+        if self.state is ActorState.RUNNING and not is_killed:
+            is_silent = await self.machine.is_silent()
+        await self.machine.leave_disk(self._clock.now(), is_killed=is_killed, is_silent=is_silent)
 
     async def _resume(self, request: StartSandbox) -> NodeSandbox:
         if self.state is ActorState.PAUSED:
@@ -311,7 +319,7 @@ class SandboxActor:
             try:
                 await freezer.thaw(self.machine.machine_id)
                 await self._give_settings(request)
-                self.machine.save(state=MachineState.RUNNING, paused_at=None, kept_memory=True)
+                self.machine.save(state=MachineState.RUNNING, paused_at=None, kept_memory=True, is_silent=False)
             except BaseException:
                 await freezer.freeze(self.machine.machine_id)
                 raise
@@ -357,7 +365,7 @@ class SandboxActor:
         if self.state is ActorState.PAUSED and not is_asked_for:
             # Its memory is lost, and not by its user's wish: the disk is what was promised.
             log.warning("machine.memory_lost", sandbox_id=self.sandbox_id)
-            await self._until_done("keep", lambda: self.machine.leave_disk(self._clock.now(), is_killed=False))
+            await self._until_done("keep", lambda: self._leave_disk(is_killed=False))
         if was_running and is_asked_for:
             await self.log.pull_last()
         self._set_state(ActorState.ENDING)

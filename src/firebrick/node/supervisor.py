@@ -169,7 +169,8 @@ class NodeAgent:
             if request.require_healthy:
                 await actor.machine.check_agent()
             if request.keep_memory and actor.machine.freezer is not None:
-                return await self._paused(actor.machine.record, await actor.pause())
+                paused_at = await actor.pause()
+                return await self._paused(actor.machine.record, paused_at)
             await actor.end_keeping(is_killed=False)
         record = self._kept.require(request.sandbox_id)
         if record.is_killed or record.paused_at is None:
@@ -285,6 +286,7 @@ class NodeAgent:
             keeps_memory=frozen_at is not None,
             paused_at=paused_at,
             disk_bytes=await asyncio.to_thread(self._kept.disk_bytes, record),
+            is_silent=record.is_silent,
         )
 
     def _begin(self, request: StartSandbox, source: DiskSource | None = None) -> _Entry:

@@ -172,6 +172,7 @@ def paused_to_wire(item: PausedSandbox) -> pb.PausedSandbox:
         keeps_memory=item.keeps_memory,
         paused_at_us=to_us(item.paused_at),
         disk_bytes=item.disk_bytes,
+        is_silent=item.is_silent,
     )
 
 
@@ -182,6 +183,7 @@ def paused_from_wire(wire: pb.PausedSandbox) -> PausedSandbox:
         keeps_memory=wire.keeps_memory,
         paused_at=from_us(wire.paused_at_us),
         disk_bytes=wire.disk_bytes,
+        is_silent=wire.is_silent,
     )
 
 

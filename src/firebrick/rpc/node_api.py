@@ -96,13 +96,15 @@ class PauseSandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PausedSandbox:
-    """What a pause left. `keeps_memory` False: only the disk. `disk_bytes`: what its disk takes on this node."""
+    """What a pause left. `keeps_memory` False: only the disk. `disk_bytes`: what its disk takes on this node.
+    `is_silent`: its guest agent did not answer at the pause."""
 
     sandbox_id: SandboxId
     machine_id: MachineId
     keeps_memory: bool
     paused_at: datetime
     disk_bytes: int
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

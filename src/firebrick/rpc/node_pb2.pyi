@@ -131,18 +131,20 @@ class PauseSandboxRequest(_message.Message):
     def __init__(self, sandbox_id: _Optional[str] = ..., keep_memory: _Optional[bool] = ..., require_healthy: _Optional[bool] = ...) -> None: ...
 
 class PausedSandbox(_message.Message):
-    __slots__ = ("sandbox_id", "machine_id", "keeps_memory", "paused_at_us", "disk_bytes")
+    __slots__ = ("sandbox_id", "machine_id", "keeps_memory", "paused_at_us", "disk_bytes", "is_silent")
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
     MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
     KEEPS_MEMORY_FIELD_NUMBER: _ClassVar[int]
     PAUSED_AT_US_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_SILENT_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     machine_id: str
     keeps_memory: bool
     paused_at_us: int
     disk_bytes: int
-    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
+    is_silent: bool
+    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., is_silent: _Optional[bool] = ...) -> None: ...
 
 class DiscardSandboxRequest(_message.Message):
     __slots__ = ("sandbox_id",)

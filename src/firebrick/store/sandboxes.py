@@ -32,7 +32,7 @@ def sandbox_from_row(row: Row[Any]) -> Sandbox:
         created_at, started_at, expires_at, timeout_s, template_alias, metadata, env, secure,
         runtime, node_id, machine_id, address, allow_internet_access, ended_at, end_reason, end_detail,
         on_timeout, auto_pause_memory, auto_resume, idle_timeout_s, paused_at, keeps_memory, recoverable_until,
-        snapshot_id, network,
+        snapshot_id, network, silent_at_pause,
     ) = values  # fmt: skip
     return Sandbox(
         sandbox_id=SandboxId(sandbox_id),
@@ -67,6 +67,7 @@ def sandbox_from_row(row: Row[Any]) -> Sandbox:
         recoverable_until=recoverable_until,
         snapshot_id=None if snapshot_id is None else SnapshotId(snapshot_id),
         network=network,
+        silent_at_pause=bool(silent_at_pause),
     )
 
 
@@ -88,6 +89,7 @@ def _changeable(sandbox: Sandbox) -> dict[str, Any]:
         "end_detail": sandbox.end_detail,
         "paused_at": sandbox.paused_at,
         "keeps_memory": sandbox.keeps_memory,
+        "silent_at_pause": sandbox.silent_at_pause,
         "recoverable_until": sandbox.recoverable_until,
         "allow_internet_access": sandbox.allow_internet_access,
         "network": sandbox.network,

@@ -195,6 +195,7 @@ sandboxes = Table(
     Column("recoverable_until", UtcTime, nullable=True, index=True),
     _id("snapshot_id", nullable=True),
     Column("network", JSON, nullable=True),
+    Column("silent_at_pause", Boolean, nullable=True),
     # A team's list, newest first, and its counts, from the index alone.
     Index("ix_sandboxes_list", "team_id", "is_listed", "started_at", "sandbox_id", "state"),
     Index("ix_sandboxes_due", "state", "expires_at"),

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from firebrick.control.background.sample_teams import ROUND_S
-from firebrick.model.errors import Internal, WrongState
+from firebrick.model.errors import Internal, Unavailable, WrongState
 from firebrick.model.ids import SandboxId, new_sandbox_id
 from firebrick.model.sandbox import SandboxState
 from firebrick.store.samples import FULL
@@ -153,6 +153,30 @@ async def test_a_silent_guest_may_forbid_the_pause(client: httpx.AsyncClient, ru
     running.world.node.before.clear()
     assert (await detail(client, made))["state"] == "running"
     await pause(client, made, requireHealthyGuest=True)
+
+
+async def test_a_silent_guest_is_told(client: httpx.AsyncClient, running: Running) -> None:
+    """In info, list and timeline of what was paused; a resume that finds it silent still says what to do instead."""
+    made = (await create(client))["sandboxID"]
+    running.world.node.is_silent = True
+    await pause(client, made)
+    assert (await detail(client, made))["envdUnresponsiveAtPause"] is True
+    (listed,) = (await client.get("/v2/sandboxes?state=paused")).json()
+    assert listed["envdUnresponsiveAtPause"] is True
+    events = (await client.get(f"/sandboxes/{made}/why")).json()["events"]
+    assert "Its guest agent did not answer." in events[-1]["detail"]
+
+    def silent() -> None:
+        raise Unavailable("The guest agent did not take its settings.")
+
+    running.world.node.before["resume_sandbox"] = silent
+    refused = await client.post(f"/v2/sandboxes/{made}/connect", json={})
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "sandbox_snapshot_guest_agent_unresponsive")
+    running.world.node.before.clear()
+    running.world.node.is_silent = False
+    assert (await client.post(f"/v2/sandboxes/{made}/connect", json={"memory": False})).status_code == 201
+    await pause(client, made)
+    assert (await detail(client, made))["envdUnresponsiveAtPause"] is False
 
 
 async def test_snapshots(client: httpx.AsyncClient, running: Running) -> None:

@@ -330,6 +330,20 @@ async def test_a_kill_beats_whatever_is_under_way(world: World, agent: NodeAgent
     await world.assert_empty()
 
 
+async def test_a_pause_notes_an_agent_that_does_not_answer(world: World, agent: NodeAgent) -> None:
+    """With and without memory, to a repetition and to the next agent too; a resume forgets it."""
+    started = await agent.start_sandbox(request())
+    world.guests.silent_ready_count = 1
+    assert (await agent.pause_sandbox(pause(started.sandbox_id))).is_silent
+    assert (await agent.pause_sandbox(pause(started.sandbox_id))).is_silent
+    assert (await agent.pause_sandbox(replace(pause(started.sandbox_id), keep_memory=False))).is_silent
+    await agent.resume_sandbox(request(started.sandbox_id))
+    assert not (await agent.pause_sandbox(pause(started.sandbox_id))).is_silent
+    await agent.resume_sandbox(request(started.sandbox_id))
+    world.guests.silent_ready_count = 1
+    assert (await agent.pause_sandbox(replace(pause(started.sandbox_id), keep_memory=False))).is_silent
+
+
 async def test_a_pause_may_want_an_agent_that_answers(world: World, agent: NodeAgent) -> None:
     """With `require_healthy` a silent agent refuses the pause and the sandbox runs on; one that answers does not."""
     started = await agent.start_sandbox(request())

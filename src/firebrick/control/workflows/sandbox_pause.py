@@ -148,9 +148,8 @@ async def _settle_once(pause: SandboxPause) -> bool:
         following = next_state(row.state, SandboxEvent.PAUSED)
         if isinstance(following, Rejected):
             raise WrongState(f"Sandbox {row.sandbox_id} {following.reason}")
-        pause.sandbox = await sandbox_update_if(
-            tx, paused_row(replace(row, state=following), keeps_memory=frozen.keeps_memory, now=now)
-        )
+        row = replace(row, state=following, silent_at_pause=frozen.is_silent)
+        pause.sandbox = await sandbox_update_if(tx, paused_row(row, keeps_memory=frozen.keeps_memory, now=now))
         await reservation_shrink(tx, row.sandbox_id)
         await event_insert(tx, paused_event(pause.sandbox, at=now))
     return True
@@ -177,6 +176,8 @@ def paused_row(row: Sandbox, *, keeps_memory: bool, now: datetime) -> Sandbox:
 
 def paused_event(sandbox: Sandbox, *, at: datetime) -> SandboxHappening:
     kept = "Its memory is kept." if sandbox.keeps_memory else "Its disk is kept; its processes are gone."
+    if sandbox.silent_at_pause:
+        kept += " Its guest agent did not answer."
     return SandboxHappening(
         actor=current_actor(),
         sandbox_id=sandbox.sandbox_id, team_id=sandbox.team_id, at=at, kind="paused", detail=kept

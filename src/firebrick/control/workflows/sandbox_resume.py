@@ -21,7 +21,8 @@ from firebrick.control.workflows.sandbox_create import START_DEADLINE_S, start_r
 from firebrick.control.workflows.sandbox_kill import begin_end, insist
 from firebrick.control.workflows.sandbox_pause import LOST_DETAIL, paused_row
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
-from firebrick.model.errors import Conflict, DeadlineExceeded, NotFound, WrongState
+from firebrick.model.errors import Conflict, DeadlineExceeded, NotFound, Unavailable, WrongState
+from firebrick.model.node import NodeState
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
 from firebrick.rpc.node_api import NodeSandbox, PauseSandbox
 from firebrick.store.events import SandboxHappening, event_insert
@@ -30,6 +31,12 @@ from firebrick.store.reservations import reservation_grow, reservation_shrink
 from firebrick.store.sandboxes import sandbox_fetch, sandbox_update_if
 
 PAUSE_AGAIN_TIMEOUT_S = 30.0
+
+
+class GuestStillUnresponsive(WrongState):
+    """Its guest agent did not answer when it was paused with its memory, nor does it now."""
+
+    code = "guest_unresponsive"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,6 +147,7 @@ async def _confirm(resume: SandboxResume) -> None:
             timeout_s=resume.timeout_s,
             paused_at=None,
             keeps_memory=None,
+            silent_at_pause=False,
         )
         resume.sandbox = await sandbox_update_if(tx, running)
         kept = "With its memory." if started.kept_memory else "From its disk: it was started anew."
@@ -179,10 +187,21 @@ async def resume_sandbox(resume: SandboxResume) -> Sandbox:
     Raises:
         WrongState: it is not paused (any more). LimitExceeded: the team's quota. NoCapacity: its node is full.
         NotFound: its node no longer has its disk. Unavailable, DeadlineExceeded: its node does not answer.
+        GuestStillUnresponsive: it is paused again.
     """
     with resume.platform.working(resume.sandbox.sandbox_id):
         try:
             await run_workflow("sandbox_resume", STEPS, resume)
+        except Unavailable as exc:
+            node_id, statuses = resume.sandbox.node_id, resume.platform.nodes.statuses
+            node = None if node_id is None else statuses.get(node_id)
+            if resume.sandbox.silent_at_pause and node is not None and node.state is NodeState.READY:
+                raise GuestStillUnresponsive(
+                    f"Sandbox {resume.sandbox.sandbox_id} was paused when its guest agent did not answer, and it still "
+                    "does not; it is paused again. Start it anew from its disk with `memory: false`.",
+                    detail=exc.message,
+                ) from exc
+            raise
         finally:
             resume.platform.signals.endings.poke()
     return resume.sandbox
