@@ -26,12 +26,12 @@ RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTM_NEWNEIGH = 28
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 1, 3, 18, 26, 27, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 1, 3, 4, 18, 26, 27, 28
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE = 1, 8, 1
 CONF_FORWARDING, CONF_ACCEPT_REDIRECTS, CONF_SEND_REDIRECTS = 1, 4, 6
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS, RTA_TABLE, RTAX_MTU = 1, 4, 5, 8, 15, 2
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 IFF_UP = 1
 RT_TABLE_MAIN, RT_TABLE_LOCAL, RTPROT_STATIC, RTN_UNICAST = 254, 255, 4, 1
@@ -50,13 +50,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VethEnd:
-    """One end of a veth pair. `netns` is an open descriptor; None: where the request is made."""
+    """One end of a veth pair. `netns` is an open descriptor; None: where the request is made. `mtu_bytes` 0 is the
+    kernel's choice."""
 
     name: str
     index: int = 0
     mac: str = ""
     netns: int | None = None
     group: int = 0
+    mtu_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,8 @@ def _end(end: VethEnd) -> bytes:
         body += attribute(IFLA_NET_NS_FD, struct.pack("=I", end.netns))
     if end.group:
         body += attribute(IFLA_GROUP, struct.pack("=I", end.group))
+    if end.mtu_bytes:
+        body += attribute(IFLA_MTU, struct.pack("=I", end.mtu_bytes))
     return body
 
 
@@ -157,9 +161,12 @@ def address_add(index: int, address: IPv4Interface) -> Message:
     return Message(RTM_NEWADDR, NLM_CREATE | NLM_EXCL, body)
 
 
-def default_route_add(index: int, gateway: IPv4Address) -> Message:
+def default_route_add(index: int, gateway: IPv4Address, *, mtu_bytes: int = 0) -> Message:
+    """`mtu_bytes` is for what takes this route, where that is less than the link's; 0: the link's."""
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
     body += attribute(RTA_OIF, struct.pack("=I", index)) + attribute(RTA_GATEWAY, gateway.packed)
+    if mtu_bytes:
+        body += attribute(RTA_METRICS, attribute(RTAX_MTU, struct.pack("=I", mtu_bytes)))
     return Message(RTM_NEWROUTE, NLM_CREATE | NLM_EXCL, body)
 
 

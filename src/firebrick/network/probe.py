@@ -14,6 +14,7 @@ table inet firebrick_trial {
     chain forward {
         type filter hook forward priority filter; policy drop;
         iifname . ip saddr @places ct direction original ct count over 4 reject with icmp type admin-prohibited
+        tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     }
     chain arriving { type nat hook prerouting priority dstnat; ip daddr 10.0.0.1 dnat ip to 10.0.0.2; }
     chain leaving { type nat hook postrouting priority srcnat; masquerade; }

@@ -29,6 +29,9 @@ CLOSED = (
 """
 
 UPLINK, INNER = "up", "inner"
+OUTWARD_MTU_BYTES = 1500
+"""Of what a guest sends beyond the host, at most. Its route says so; gVisor heeds no route's, so that the host's rules
+also clamp the segment size of connections that leave."""
 SLOT_TABLE = "firebrick"
 OPEN_CONNECTIONS_MAX_COUNT = 8192
 """Of one guest, outwards: the host's connection table is shared, and one guest must not fill it."""
@@ -88,9 +91,12 @@ table {name} {{
         ct state invalid counter drop
         oifname @slot_links jump refuse
         ip daddr @closed jump refuse
+        # A slot's links carry larger packets than the way out: neither end may be told of those.
+        tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
         accept
     }}
     chain to_slot {{
+        tcp flags & (syn | rst) == syn tcp option maxseg size set {OUTWARD_MTU_BYTES - 40}
         ct state established,related accept
         counter drop
     }}
@@ -194,7 +200,7 @@ def egress_rules(egress: Egress) -> str:
 
 def fingerprint(layout: Layout, index: int) -> str:
     """Changes with anything that a slot is made of; an older slot is then made anew."""
-    material = f"v1 {layout.slot(index)} {layout.host_address(index)} {slot_table(layout, index)}"
+    material = f"v2 {layout.slot(index)} {layout.host_address(index)} {slot_table(layout, index)}"
     return hashlib.sha256(material.encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 import struct
+import subprocess
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -57,6 +58,9 @@ class Echo:
         finally:
             writer.close()
 
+    def socket_of(self, visitor: int) -> socket.socket:
+        return self.writers[visitor].get_extra_info("socket")  # type: ignore[no-any-return]
+
     async def __aexit__(self, *_: object) -> None:
         self.server.close()
         for writer in self.writers:
@@ -74,6 +78,15 @@ async def ask(made: socket.socket, question: bytes = b"hello") -> bytes:
     await loop.sock_sendall(made, question)
     async with asyncio.timeout(ANSWER_S):
         return await loop.sock_recv(made, 4096)
+
+
+def segment_bytes(end: socket.socket) -> int:
+    """The largest segment that this end of a connection may send."""
+    return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+
+def set_mtu(name: str, mtu_bytes: int) -> None:
+    subprocess.run(["ip", "link", "set", name, "mtu", str(mtu_bytes)], check=True)
 
 
 def client(lab: Lab, slot: Slot) -> socket.socket:
@@ -99,6 +112,39 @@ async def test_a_guest_reaches_the_internet_as_the_host(lab: Lab, pool: NativeSl
             await dial(caller, address)
             assert await ask(caller) == b"hello"
         assert set(internet.peers) == {HOST_WAN_ADDRESS}
+
+
+async def test_large_packets_pass_between_host_and_guest_only(lab: Lab, pool: NativeSlotPool) -> None:
+    """The host's segments fill a slot's links; whoever is beyond the host is met with an Ethernet's."""
+    slot = await pool.acquire()
+    async with Echo(listen_in(slot.netns, "0.0.0.0", PORT)) as guest:
+        near = lab.keep(socket_in(lab.host))
+        await dial(near, str(slot.address))
+        assert await ask(near) == b"hello"
+        assert min(segment_bytes(end) for end in (near, guest.socket_of(0))) > 9000
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet:
+        # As on a link of jumbo frames: the far end would take more than the way bears.
+        call_in(lab.internet, lambda: set_mtu("net0", 9000))
+        far = client(lab, slot)
+        await dial(far, PUBLIC_ADDRESS)
+        assert await ask(far) == b"hello"
+        assert max(segment_bytes(end) for end in (far, internet.socket_of(0))) <= 1460
+
+
+async def test_the_way_out_may_be_narrower_than_usual(lab: Lab, pool: NativeSlotPool) -> None:
+    """A tunnel as uplink: both ends are told, and a megabyte passes both ways."""
+    slot = await pool.acquire()
+    for netns, name in ((lab.host, lab.wan), (lab.internet, "net0")):
+        call_in(netns, lambda name=name: set_mtu(name, 1280))  # type: ignore[misc]
+    async with Echo(listen_in(lab.internet, "0.0.0.0", PORT)) as internet:
+        caller = client(lab, slot)
+        await dial(caller, PUBLIC_ADDRESS)
+        reader, writer = await asyncio.open_connection(sock=caller)
+        writer.write(bytes(1 << 20))
+        async with asyncio.timeout(ANSWER_S):
+            assert await reader.readexactly(1 << 20) == bytes(1 << 20)
+        assert segment_bytes(internet.socket_of(0)) <= 1240
+        writer.close()
 
 
 async def test_no_private_metadata_host_or_neighbour_address_is_reachable(lab: Lab, pool: NativeSlotPool) -> None:
