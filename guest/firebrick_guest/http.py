@@ -237,6 +237,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: "HttpServer") -> None:
         self._server = server
+        self._loop = server.loop
         self.buffer = bytearray()
         self.read_ahead_bytes = READ_AHEAD_BYTES
         self._is_read_paused = False
@@ -264,7 +265,7 @@ class Connection(asyncio.Protocol):
         self._is_own = own
         server.own_count += own
         server.connections.add(self)
-        self._task = asyncio.get_running_loop().create_task(self._serve())
+        self._task = self._loop.create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -292,7 +293,7 @@ class Connection(asyncio.Protocol):
             if following_s:
                 self._look_after(*following_s)
 
-        asyncio.get_running_loop().call_later(delay_s, look)
+        self._loop.call_later(delay_s, look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
@@ -325,18 +326,18 @@ class Connection(asyncio.Protocol):
         if self._is_half_closed:
             raise HttpError(400, "the request ends before its body does", close=True)
         self.relieve()
-        self._waiter = asyncio.get_running_loop().create_future()
+        waiter = self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, _stall, waiter) if timeout_s is not None else None
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._waiter
-        except TimeoutError as exc:
-            raise HttpError(408, "the request stalled", close=True) from exc
+            await waiter
         finally:
             self._waiter = None
+            if timer:
+                timer.cancel()
 
     async def wait_writable(self) -> None:
         while self.is_write_paused and not self._is_lost:
-            self._writable = asyncio.get_running_loop().create_future()
+            self._writable = self._loop.create_future()
             await self._writable
         if self._is_lost:
             raise ConnectionResetError
@@ -446,14 +447,14 @@ class HttpServer:
     def __init__(self, handler: Handler, refused: Callable[[], None]) -> None:
         self.handler = handler
         self.refused = refused
+        self.loop = asyncio.get_running_loop()
         self.own_count = 0
         self.connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections from now on; the port that is listened on (`port` may be 0)."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=1024)
+        self._server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=1024)
         address = self._server.sockets[0].getsockname()
         return int(address[1])
 
@@ -463,6 +464,11 @@ class HttpServer:
             self._server.close()
         for connection in list(self.connections):
             await connection.close()
+
+
+def _stall(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(HttpError(408, "the request stalled", close=True))
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

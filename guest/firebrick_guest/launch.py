@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOENT
 from fcntl import ioctl
+from functools import cache
 from typing import NoReturn
 
 from firebrick_guest.users import User
@@ -183,25 +184,31 @@ def _worn(user: User) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    own_groups, own_gid = os.getgroups(), os.getegid()
+    own_groups, own_gid = _own_ids()
     try:
-        _set_ids(user.groups, user.gid, user.uid)
+        _set_groups(user.groups, user.gid)
+        _call(_SETRESUID, user.uid, user.uid, 0)
         yield
     finally:
         try:
             # NOTE: the uid comes first: without it the groups are not ours to change.
             _call(_SETRESUID, 0, 0, 0)
-            _set_ids(own_groups, own_gid, 0)
+            _set_groups(own_groups, own_gid)
         except OSError:
             # Going on as a user would be a half-dead agent, and one that lets users touch it.
             os.abort()
 
 
-def _set_ids(groups: list[int], gid: int, uid: int) -> None:
+@cache
+def _own_ids() -> tuple[list[int], int]:
+    """Our groups, which never change."""
+    return os.getgroups(), os.getegid()
+
+
+def _set_groups(groups: list[int], gid: int) -> None:
     array = (ctypes.c_uint32 * max(1, len(groups)))(*groups)
     _call(_SETGROUPS, len(groups), ctypes.addressof(array), 0)
     _call(_SETRESGID, gid, gid, gid)
-    _call(_SETRESUID, uid, uid, 0)
 
 
 def _call(number: int, first: int, second: int, third: int) -> None:

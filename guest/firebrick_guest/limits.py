@@ -22,7 +22,8 @@ class LimitWatch:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._told_at: dict[str, float] = {}
-        self._kill_count_path = next((path for path in _KILL_COUNTS if os.path.exists(path)), None)
+        # Kept open: it is read at every command's start.
+        self._kill_count = next((os.open(path, os.O_RDONLY) for path in _KILL_COUNTS if os.path.exists(path)), None)
         self._kernel_kills = self._named_kills = self._read_kernel_kills()
         self._killed_at = 0.0
         self._expendable = _expendable()
@@ -41,10 +42,15 @@ class LimitWatch:
         if self._expendable is None:
             return
         try:
-            with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as file:
-                file.write(self._expendable)
+            descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY)
         except OSError:
-            pass  # it has ended already
+            return  # it has ended already
+        try:
+            os.write(descriptor, self._expendable)
+        except OSError:
+            pass  # it has ended meanwhile
+        finally:
+            os.close(descriptor)
 
     def memory_kill_count(self) -> int:
         """Processes that were killed for memory so far, by the kernel or by our guard."""
@@ -65,13 +71,12 @@ class LimitWatch:
         self._named_kills = self._kernel_kills
 
     def _read_kernel_kills(self) -> int:
-        if self._kill_count_path is None:
+        if self._kill_count is None:
             return 0
         try:
-            with open(self._kill_count_path, "rb", buffering=0) as file:
-                for line in file.read(4096).splitlines():
-                    if line.startswith(b"oom_kill "):
-                        return int(line.split()[1])
+            for line in os.pread(self._kill_count, 4096, 0).splitlines():
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
         except (OSError, ValueError):
             pass
         return 0

@@ -41,6 +41,8 @@ KILL_WAIT_S = 2.0
 SINCE_HEADER = "firebrick-since"
 # Under load output goes out at most this often; the first piece after a silence at once.
 FLUSH_S = 0.003
+# The processes of the sandbox are counted at most this often: commands may come by the hundred a second.
+COUNT_S = 0.05
 KEEPALIVE_FRAME = frame(b'{"event":{"keepalive":{}}}')
 
 
@@ -59,10 +61,13 @@ class ProcessService:
         self._open_files_count = open_files_count
         self._process_limit = resource.getrlimit(resource.RLIMIT_NPROC)[1]
         self._log = log
+        self._loop = asyncio.get_running_loop()
         self._running: dict[int, Process] = {}
         # In the order of their ends, with the time when each is forgotten.
         self._ended: dict[int, tuple[float, Process]] = {}
         self._sweep: asyncio.TimerHandle | None = None
+        self._process_count = 0
+        self._counted_at = -COUNT_S
         self._rings = RingPool()
         self._budget = StreamBudget()
 
@@ -189,11 +194,20 @@ class ProcessService:
 
     def _within_limits(self, start: Callable[[tuple[int, int]], Started]) -> Started:
         """Raises OSError: not even with what is kept for this."""
-        soft = process_soft_limit(self._process_limit, process_count())
+        soft = process_soft_limit(self._process_limit, self._count_processes())
         try:
             return start((self._open_files_count, soft))
         except BlockingIOError:
             return start((self._open_files_count, self._process_limit))
+
+    def _count_processes(self) -> int:
+        """What was counted a moment ago, and what we have started since."""
+        now = time.monotonic()
+        if now >= self._counted_at + COUNT_S:
+            self._process_count, self._counted_at = process_count(), now
+        else:
+            self._process_count += 1
+        return self._process_count
 
     def _explain(self, exc: OSError) -> str:
         """Which limit it was."""
@@ -241,7 +255,7 @@ class ProcessService:
         self._log.add("info", "process exited", pid=process.pid, status=process.status)
         self._running.pop(process.pid, None)
         process.info = {}
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._ended[process.pid] = (loop.time() + RETAIN_S, process)
         if len(self._ended) > RETAIN_COUNT:
             self._forget(next(iter(self._ended)))
@@ -254,7 +268,7 @@ class ProcessService:
             process.ring.close()
 
     def _forget_old(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._sweep = None
         for pid, (forget_at, _) in list(self._ended.items()):
             if forget_at > loop.time():

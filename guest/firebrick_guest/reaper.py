@@ -13,7 +13,10 @@ _PARENT, _SESSION = 1, 3
 
 
 class Reaper:
-    """`on_kill` is called with the id and the name of each child that SIGKILL ended."""
+    """`on_kill` is called with the id and the name of each child that SIGKILL ended.
+
+    The loop must have a handler of another signal already: so it is woken by every signal that Python handles.
+    """
 
     def __init__(self, on_kill: Callable[[int, str], None] = lambda pid, name: None) -> None:
         self._watched: dict[int, Callable[[int], None]] = {}
@@ -23,10 +26,13 @@ class Reaper:
         """Begin. Orphans come to us when we are PID 1, and otherwise because we ask the kernel for them."""
         if os.getpid() != 1:
             _become_subreaper()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+        loop = asyncio.get_running_loop()
+        # The loop's own handlers wake it a second time for each signal: another turn and four system calls.
+        signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon(self.reap))
+        signal.siginterrupt(signal.SIGCHLD, False)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def watch(self, pid: int, ended: Callable[[int], None]) -> None:
         """Call `ended` with the wait status when the child `pid` ends."""

@@ -29,8 +29,8 @@ class Settings:
         """The named user, or the default one. Raises ConnectError `unauthenticated`."""
         if name:
             return self.accounts.user(name)
-        if self.accounts.has(self.default_user):
-            return self.accounts.user(self.default_user)
+        if found := self.accounts.find(self.default_user):
+            return self.accounts.permitted(found)
         # An image without our usual account still has the one that we run as.
         return self.accounts.user(self.accounts.user_name(os.geteuid()))
 

@@ -42,12 +42,13 @@ class Accounts:
         found = self._users.get(name)
         if found is None:
             raise ConnectError("unauthenticated", f"invalid username: '{name}'")
-        if os.geteuid() not in (0, found.uid):
-            raise ConnectError("permission_denied", f"the agent may not act as '{name}': it does not run as root")
-        return found
+        return self.permitted(found)
 
-    def has(self, name: str) -> bool:
-        return self.find(name) is not None
+    def permitted(self, found: User) -> User:
+        """Raises ConnectError `permission_denied`: we do not run as root, and may be nobody else."""
+        if os.geteuid() not in (0, found.uid):
+            raise ConnectError("permission_denied", f"the agent may not act as '{found.name}': it does not run as root")
+        return found
 
     def find(self, name: str) -> User | None:
         """By name, or by `#uid`; whether we may act as that user or not."""
