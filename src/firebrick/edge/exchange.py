@@ -54,6 +54,8 @@ class Exchange:
         self._is_tunnel = False
         self._stats = stats
         self._bad_request: BadBody | None = None
+        self._held: list[bytes] | None = None
+        """What is to go to the sandbox in one write, while it is being gathered."""
         self._finished: asyncio.Future[None] | None = None
 
     async def run(self, head: bytes) -> Ending:
@@ -70,9 +72,7 @@ class Exchange:
         client.feed_from(upstream)
         is_reusable = False
         try:
-            upstream.write(head)
-            if not client.is_body_complete:
-                client.read_body(self._on_request_data, self._on_bad_request)
+            await self._send_request(head)
             response = await self._response_head()
             if response.status == 101:
                 await self._tunnel(response)
@@ -96,15 +96,31 @@ class Exchange:
             else:
                 upstream.abort()
 
+    async def _send_request(self, head: bytes) -> None:
+        """Send the head, with what has come of the body; the rest follows by itself."""
+        client = self._client
+        if client.is_body_complete:
+            self._upstream.write(head)
+            return
+        # Clients send head and body in two writes, one right after the other: by the next turn of the loop both are
+        # here, and the sandbox is woken once instead of twice.
+        await asyncio.sleep(0)
+        self._held = held = [head]
+        client.read_body(self._on_request_data, self._on_bad_request)
+        self._held = None
+        self._upstream.write_parts(tuple(held))
+
     def _on_request_data(self, payload: bytes, is_last: bool) -> None:
         self._stats.received_bytes += len(payload)
-        if payload:
-            if self._request.is_chunked:
-                self._upstream.write_parts(chunk(payload))
-            else:
-                self._upstream.write(payload)
-        if is_last and self._request.is_chunked:
-            self._upstream.write(LAST_CHUNK)
+        parts: tuple[bytes, ...] = (payload,) if payload else ()
+        if self._request.is_chunked:
+            parts = (*(chunk(payload) if payload else ()), *((LAST_CHUNK,) if is_last else ()))
+        if self._held is not None:
+            self._held += parts
+        elif len(parts) == 1:
+            self._upstream.write(parts[0])
+        elif parts:
+            self._upstream.write_parts(parts)
 
     def _on_bad_request(self, error: BadBody) -> None:
         self._bad_request = error
