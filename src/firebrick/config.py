@@ -42,7 +42,9 @@ class Config:
     network_prefix: str = setting("10.111.0.0/16", "CIDR", "addresses of slots on this host; must be unused there")
     slot_count: int = setting(0, "count", "network slots made ahead; 0 sizes it to the machine")
     dns_servers: str = setting("8.8.8.8,1.1.1.1", "addresses", "name servers a sandbox is told, comma-separated")
-    warm_count: int = setting(2, "count", "ready sandboxes kept of a hot template; 0 turns the pool off")
+    warm_count: int = setting(
+        2, "count", "ready sandboxes kept of a hot template, more after a burst of creates; 0 turns the pool off"
+    )
     warm_memory_mib: int = setting(512, "MiB", "most memory the warm pool may hold in all")
     start_concurrency: int = setting(4, "count", "machines started at the same time")
     default_millicpu: int = setting(2000, "millicpu", "CPU of a sandbox of the base template")

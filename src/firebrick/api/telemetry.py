@@ -55,11 +55,16 @@ class _ControlCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily("firebrick_node_ready", "1 while the node answers.", labels=("node_id",))
         warm = GaugeMetricFamily("firebrick_node_warm_sandboxes", "Ready sandboxes kept.", labels=("node_id",))
+        wanted = GaugeMetricFamily(
+            "firebrick_node_warm_wanted", "Ready sandboxes the demand asks for.", labels=("node_id",)
+        )
         for node_id, node in self._control.platform.nodes.statuses.items():
             ready.add_metric((node_id,), float(node.state is NodeState.READY))
             warm.add_metric((node_id,), float(node.warm_count))
+            wanted.add_metric((node_id,), float(node.warm_wanted_count))
         yield ready
         yield warm
+        yield wanted
         rounds = CounterMetricFamily("firebrick_reconciler_rounds", "Rounds run.", labels=("reconciler",))
         failures = CounterMetricFamily("firebrick_reconciler_failures", "Rounds failed.", labels=("reconciler",))
         for reconciler in self._control.reconcilers:

@@ -30,6 +30,7 @@ class NodeStatus:
     seen_at: datetime | None = None
     error: str = ""
     warm_count: int = 0
+    warm_wanted_count: int = 0
     version: str = ""
 
 
@@ -80,6 +81,7 @@ class NodeDirectory:
         await self._write(description, status)
         status.state, status.error = NodeState.READY, ""
         status.warm_count, status.version = description.warm_count, description.version
+        status.warm_wanted_count = description.warm_wanted_count
         return True
 
     async def _mark_unhealthy(self, status: NodeStatus, error: str) -> None:

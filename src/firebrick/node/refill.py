@@ -9,6 +9,7 @@ from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import MachineId
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.sandbox_actor import ActorState, SandboxActor
+from firebrick.node.warm_demand import Demand
 from firebrick.node.warm_pool import HOT_FOR_S, WarmLimits, WarmMachine, WarmView, decide_refill
 from firebrick.rpc.node_api import StartSandbox
 
@@ -22,7 +23,8 @@ StartActor = Callable[[WarmKey, StartSandbox | None], SandboxActor]
 
 
 class WarmPool:
-    """Holds no machine: the warm ones are those actors that nobody has claimed."""
+    """Holds no machine: the warm ones are those actors that nobody has claimed. `wanted_count`: as many it would keep
+    now, had it the memory and the slots."""
 
     def __init__(
         self,
@@ -43,6 +45,8 @@ class WarmPool:
         )
         self._poked = asyncio.Event()
         self._last_used_s: dict[WarmKey, float] = {}
+        self._demand: dict[WarmKey, Demand] = {}
+        self.wanted_count = 0
         self._last_create_s = float("-inf")
         self._measured_bytes: dict[WarmKey, int] = {}
         self._memory_bytes: dict[MachineId, tuple[float, int]] = {}
@@ -53,7 +57,9 @@ class WarmPool:
 
     def take(self, key: WarmKey) -> SandboxActor | None:
         """A ready machine of that kind, to be claimed at once; None when there is none. Notes the demand."""
-        self._last_used_s[key] = self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
+        self._last_used_s[key] = now_s
+        self._demand[key] = self._demand.get(key, Demand()).after_create(now_s)
         self.touch()
         for actor in self._actors.values():
             if actor.is_claimable and key_of(actor) == key:
@@ -94,6 +100,7 @@ class WarmPool:
         await self._measure()
         self._note_failures()
         plan = decide_refill(self._view(), self._limits)
+        self.wanted_count = plan.wanted_count
         for machine_id in plan.end:
             self._end(self._actors[machine_id])
         for key in plan.start:
@@ -129,6 +136,7 @@ class WarmPool:
     def _view(self) -> WarmView:
         now_s = self._clock.monotonic_s()
         self._last_used_s = {key: at_s for key, at_s in self._last_used_s.items() if now_s - at_s < HOT_FOR_S}
+        self._demand = {key: demand for key, demand in self._demand.items() if key in self._last_used_s}
         return WarmView(
             now_s=now_s,
             always_hot=self._settings.always_hot,
@@ -139,6 +147,7 @@ class WarmPool:
             starting_count=sum(actor.is_settling for actor in self._actors.values()),
             last_create_s=self._last_create_s,
             free_slot_count=self._drivers.slots.free_count,
+            demand={key: demand.wanted_count(now_s) for key, demand in self._demand.items()},
         )
 
     def _warm_machine(self, actor: SandboxActor) -> WarmMachine:

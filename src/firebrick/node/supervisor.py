@@ -149,6 +149,7 @@ class NodeAgent:
             free_slot_count=self._drivers.slots.free_count + states.count(ActorState.WARM),
             starting_count=sum(entry.actor.state is ActorState.STARTING for entry in self._entries.values()),
             warm_count=states.count(ActorState.WARM),
+            warm_wanted_count=self._pool.wanted_count,
         )
 
     async def start_sandbox(self, request: StartSandbox) -> NodeSandbox:

@@ -47,6 +47,7 @@ def description_to_wire(item: NodeDescription) -> pb.NodeDescription:
         free_slot_count=item.free_slot_count,
         starting_count=item.starting_count,
         warm_count=item.warm_count,
+        warm_wanted_count=item.warm_wanted_count,
     )
 
 
@@ -62,6 +63,7 @@ def description_from_wire(wire: pb.NodeDescription) -> NodeDescription:
         free_slot_count=wire.free_slot_count,
         starting_count=wire.starting_count,
         warm_count=wire.warm_count,
+        warm_wanted_count=wire.warm_wanted_count,
     )
 
 

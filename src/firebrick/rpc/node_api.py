@@ -32,6 +32,7 @@ class NodeDescription:
     free_slot_count: int
     starting_count: int
     warm_count: int
+    warm_wanted_count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeDescription(_message.Message):
-    __slots__ = ("node_id", "version", "runtimes", "builds", "millicpu", "memory_mib", "disk_mib", "free_slot_count", "starting_count", "warm_count")
+    __slots__ = ("node_id", "version", "runtimes", "builds", "millicpu", "memory_mib", "disk_mib", "free_slot_count", "starting_count", "warm_count", "warm_wanted_count")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUNTIMES_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class NodeDescription(_message.Message):
     FREE_SLOT_COUNT_FIELD_NUMBER: _ClassVar[int]
     STARTING_COUNT_FIELD_NUMBER: _ClassVar[int]
     WARM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARM_WANTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     version: str
     runtimes: _containers.RepeatedScalarFieldContainer[str]
@@ -32,7 +33,8 @@ class NodeDescription(_message.Message):
     free_slot_count: int
     starting_count: int
     warm_count: int
-    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., runtimes: _Optional[_Iterable[str]] = ..., builds: _Optional[_Iterable[str]] = ..., millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., free_slot_count: _Optional[int] = ..., starting_count: _Optional[int] = ..., warm_count: _Optional[int] = ...) -> None: ...
+    warm_wanted_count: int
+    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., runtimes: _Optional[_Iterable[str]] = ..., builds: _Optional[_Iterable[str]] = ..., millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., free_slot_count: _Optional[int] = ..., starting_count: _Optional[int] = ..., warm_count: _Optional[int] = ..., warm_wanted_count: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("millicpu", "memory_mib", "disk_mib", "process_count")

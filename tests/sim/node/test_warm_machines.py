@@ -1,5 +1,6 @@
 """Warm machines: taken when they are there, replaced when they fail, given up when a slot is needed."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ async def test_a_create_takes_a_warm_machine_and_the_pool_refills(world: World) 
 
 async def full(agent: NodeAgent) -> bool:
     return await warm_count(agent) == 2
+
+
+async def test_the_pool_grows_with_a_burst(tmp_path: Path) -> None:
+    """Five creates at once empty it; afterwards five wait, and the node says that it wants as many."""
+    world = World(tmp_path / "node", slot_count=16)
+    world.keep_warm(2)
+    async with world.agent() as agent:
+        await wait_for(lambda: full(agent))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(agent.start_sandbox(request()))
+
+        async def has_grown() -> bool:
+            return await warm_count(agent) == 5
+
+        await wait_for(has_grown)
+        assert (await agent.describe()).warm_wanted_count == 5
+        await world.assert_owned(agent)
 
 
 async def test_a_dead_warm_machine_costs_no_create(world: World) -> None:

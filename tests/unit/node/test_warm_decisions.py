@@ -111,6 +111,24 @@ def test_a_key_that_failed_waits() -> None:
     assert plan.look_again_s == 7
 
 
+def test_demand_makes_the_pool_grow_and_quiet_shrinks_it() -> None:
+    """As many as the last burst took, within memory; without the burst the surplus is ended."""
+    burst = replace(VIEW, demand={BASE: 9, OTHER: 9})
+    wide = replace(LIMITS, start_concurrency=40)
+    plan = decide_refill(burst, wide)
+    assert (plan.start, plan.wanted_count) == ((BASE,) * 9, 9)
+    assert len(decide_refill(replace(burst, measured_bytes={BASE: 100 * MIB}), wide).start) == 5
+    machines = tuple(machine(name) for name in "abcdefghi")
+    assert decide_refill(replace(burst, machines=machines), LIMITS).end == ()
+    assert len(decide_refill(replace(VIEW, machines=machines, demand={BASE: 4}), LIMITS).end) == 5
+
+
+def test_demand_does_not_turn_a_pool_on() -> None:
+    """A count of zero stays zero."""
+    plan = decide_refill(replace(VIEW, demand={BASE: 9}), replace(LIMITS, count=0))
+    assert (plan.start, plan.wanted_count) == ((), 0)
+
+
 @given(
     machines=st.lists(
         st.builds(
@@ -126,17 +144,25 @@ def test_a_key_that_failed_waits() -> None:
     used=st.dictionaries(st.sampled_from([BASE, OTHER]), st.floats(NOW_S - 2000, NOW_S)),
     free=st.integers(0, 10),
     count=st.integers(0, 3),
+    demand=st.dictionaries(st.sampled_from([BASE, OTHER]), st.integers(0, 5)),
 )
 def test_a_plan_never_exceeds_its_bounds(
-    machines: list[WarmMachine], measured: dict[WarmKey, int], used: dict[WarmKey, float], free: int, count: int
+    machines: list[WarmMachine],
+    measured: dict[WarmKey, int],
+    used: dict[WarmKey, float],
+    free: int,
+    count: int,
+    demand: dict[WarmKey, int],
 ) -> None:
-    """After the plan: at most `count` of a key, memory within its bound, slots left, and no key ended and started."""
-    view = replace(VIEW, machines=tuple(machines), measured_bytes=measured, last_used_s=used, free_slot_count=free)
+    """After the plan: no more of a key than wanted, memory within its bound, slots left, no key ended and started."""
+    view = replace(
+        VIEW, machines=tuple(machines), measured_bytes=measured, last_used_s=used, free_slot_count=free, demand=demand
+    )  # fmt: skip
     limits = replace(LIMITS, count=count)
     plan = decide_refill(view, limits)
     kept = [machine for machine in machines if machine.machine_id not in plan.end]
     keys = [machine.key for machine in kept] + list(plan.start)
-    assert all(keys.count(key) <= count for key in (BASE, OTHER))
+    assert all(keys.count(key) <= (max(count, demand.get(key, 0)) if count else 0) for key in (BASE, OTHER))
     sizes = [machine.memory_bytes or measured.get(machine.key, ASSUMED_MEMORY_BYTES) for machine in kept]
     sizes += [measured.get(key, ASSUMED_MEMORY_BYTES) for key in plan.start]
     assert sum(sizes) <= limits.memory_bytes
