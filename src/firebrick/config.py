@@ -64,6 +64,9 @@ class Config:
     jwt_issuer: str = setting("", "name", "issuer (iss) that the provider's tokens must name")
     jwt_audience: str = setting("", "name", "audience (aud) that the provider's tokens must name")
     autopsy_hours: int = setting(48, "h", "how long it can be asked why a sandbox ended; at least 24")
+    ended_logs_mib: int = setting(
+        1024, "MiB", "most that logs of ended sandboxes take, kept as long as autopsies; above it the oldest go"
+    )
     audit_days: int = setting(365, "d", "how long lines of the audit log are kept")
     longest_restart_delay_s: float = setting(
         5.0, "s", "longest wait before a process of ours that ends again and again is started again"
@@ -180,5 +183,7 @@ def _check(config: Config) -> None:
         raise Invalid(f"Setting 'runtime' must be auto, gvisor, container or sim, not '{config.runtime}'.")
     if config.autopsy_hours < 24:
         raise Invalid(f"Setting 'autopsy_hours' must be at least 24, not {config.autopsy_hours}.")
+    if config.ended_logs_mib < 1:
+        raise Invalid(f"Setting 'ended_logs_mib' must be at least 1, not {config.ended_logs_mib}.")
     if config.jwt_jwks_url and not (config.jwt_issuer and config.jwt_audience):
         raise Invalid("Setting 'jwt_jwks_url' needs 'jwt_issuer' and 'jwt_audience' beside it.")

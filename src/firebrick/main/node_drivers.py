@@ -111,6 +111,8 @@ async def build_settings(config: Config, drivers: NodeDrivers) -> NodeSettings:
         warm_count=config.warm_count,
         warm_memory_mib=config.warm_memory_mib,
         always_hot=_always_hot(config, offered[0]),
+        ended_logs_kept_s=config.autopsy_hours * 3600.0,
+        ended_logs_bytes=config.ended_logs_mib << 20,
     )
 
 

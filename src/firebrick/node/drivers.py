@@ -82,6 +82,8 @@ class NodeSettings:
     warm_count: int
     warm_memory_mib: int
     always_hot: tuple[WarmKey, ...] = ()
+    ended_logs_kept_s: float = 48 * 3600.0
+    ended_logs_bytes: int = 1 << 30
 
     @property
     def machines_dir(self) -> Path:

@@ -7,6 +7,7 @@ oldest, the console is read at a bounded pace, and the files have a greatest siz
 import asyncio
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,8 +31,9 @@ CONSOLE_PAUSE_S = 0.02
 PIPE_BYTES = 64 * 1024
 """What the kernel lets wait in a pipe."""
 
-ENDED_KEPT_COUNT = 500
-ENDED_KEPT_S = 24 * 3600.0
+PRUNE_EVERY_S = 600.0
+DISK_BLOCK_BYTES = 4096
+"""What the smallest file takes."""
 
 
 class LogRing:
@@ -158,19 +160,38 @@ async def _readable(descriptor: int) -> None:
 
 
 class EndedLogs:
-    """Logs of sandboxes that have ended: one file each, the newest kept for a day."""
+    """Logs of sandboxes that have ended, or are at rest without a machine: one file each, kept for `kept_s`, and the
+    newest of them up to `most_bytes` in all."""
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
+    def __init__(self, directory: Path, clock: Clock, *, kept_s: float, most_bytes: int) -> None:
         self._directory = directory
         self._clock = clock
+        self._kept_s = kept_s
+        self._most_bytes = most_bytes
+        self._added_bytes = 0
+        self._pruned_at_s = -PRUNE_EVERY_S
+        self._lock = threading.Lock()
 
     def save(self, sandbox_id: SandboxId, entries: Iterable[LogEntry]) -> None:
-        """Write, then drop what is too old or too many. Blocking: call it in a thread."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self._directory / f"{sandbox_id}.new"
-        fresh.write_text("".join(encode_entry(entry) + "\n" for entry in entries))
-        fresh.rename(self._path(sandbox_id))
-        self._prune()
+        """Write, after what a former machine of the sandbox left; now and then drop what is too old or too much.
+        Blocking: call it in a thread."""
+        ring = LogRing()
+        for entry in merge(self.read(sandbox_id), entries):
+            ring.append(entry)
+        text = "".join(encode_entry(entry) + "\n" for entry in ring.entries())
+        with self._lock:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = self._directory / f"{sandbox_id}.new"
+            fresh.write_text(text)
+            now = self._clock.now().timestamp()
+            os.utime(fresh, (now, now))
+            fresh.rename(self._path(sandbox_id))
+            self._added_bytes += max(len(text), DISK_BLOCK_BYTES)
+            now_s = self._clock.monotonic_s()
+            # All files are looked at only so often: there may be a hundred thousand.
+            if self._added_bytes > self._most_bytes // 64 or now_s - self._pruned_at_s >= PRUNE_EVERY_S:
+                self._prune()
+                self._added_bytes, self._pruned_at_s = 0, now_s
 
     def read(self, sandbox_id: SandboxId) -> tuple[LogEntry, ...]:
         """Blocking: call it in a thread."""
@@ -180,12 +201,20 @@ class EndedLogs:
         return self._directory / f"{sandbox_id}.jsonl"
 
     def _prune(self) -> None:
-        oldest = self._clock.now().timestamp() - ENDED_KEPT_S
+        oldest = self._clock.now().timestamp() - self._kept_s
         with os.scandir(self._directory) as found:
-            files = sorted(((entry.stat().st_mtime, entry.path) for entry in found), reverse=True)
-        for position, (modified, path) in enumerate(files):
-            if position >= ENDED_KEPT_COUNT or modified < oldest:
+            seen = [(entry.stat(), entry.path) for entry in found]
+        left_bytes = self._most_bytes
+        for status, path in sorted(seen, key=lambda item: item[0].st_mtime, reverse=True):
+            left_bytes -= max(status.st_size, DISK_BLOCK_BYTES)
+            if left_bytes < 0 or status.st_mtime < oldest:
                 Path(path).unlink(missing_ok=True)
+
+
+def merge(earlier: Iterable[LogEntry], later: Iterable[LogEntry]) -> tuple[LogEntry, ...]:
+    """By time, each entry once: a log that was saved before its machine was gone is saved again."""
+    once = {encode_entry(entry): entry for entry in (*earlier, *later)}
+    return tuple(sorted(once.values(), key=lambda entry: entry.timestamp))
 
 
 def encode_entry(entry: LogEntry) -> str:

@@ -24,7 +24,7 @@ from firebrick.model.machine import ExitCause, MachineExit, RuntimeName
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.exits import ExitBroadcast
-from firebrick.node.guest_log import EndedLogs, select
+from firebrick.node.guest_log import EndedLogs, merge, select
 from firebrick.node.kept import KeptDisks
 from firebrick.node.machine import DiskSource, Machine
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
@@ -71,7 +71,12 @@ class NodeAgent:
         self._settings = settings
         self._clock: Clock = drivers.clock
         self._records = records
-        self._ended_logs = EndedLogs(settings.logs_dir, drivers.clock)
+        self._ended_logs = EndedLogs(
+            settings.logs_dir,
+            drivers.clock,
+            kept_s=settings.ended_logs_kept_s,
+            most_bytes=settings.ended_logs_bytes,
+        )
         self._gate = asyncio.Semaphore(settings.start_concurrency)
         self._hooks = ActorHooks(
             has_changed=self._actor_changed,
@@ -259,10 +264,11 @@ class NodeAgent:
         return await entry.actor.usage()
 
     async def read_logs(self, sandbox_id: SandboxId, *, start_ms: int, limit: int) -> tuple[LogEntry, ...]:
-        entry = self._entries.get(sandbox_id)
-        if entry is not None:
-            return select(await entry.actor.log.entries(), start_ms=start_ms, limit=limit)
-        return select(await asyncio.to_thread(self._ended_logs.read, sandbox_id), start_ms=start_ms, limit=limit)
+        entries = await asyncio.to_thread(self._ended_logs.read, sandbox_id)
+        if (entry := self._entries.get(sandbox_id)) is not None:
+            # What a former machine of it said, before a pause that kept its disk only, comes first.
+            entries = merge(entries, await entry.actor.log.entries())
+        return select(entries, start_ms=start_ms, limit=limit)
 
     def watch_exits(self) -> AsyncIterator[SandboxExit]:
         return self._exits.watch()

@@ -353,3 +353,20 @@ async def test_a_pause_may_want_an_agent_that_answers(world: World, agent: NodeA
         await agent.pause_sandbox(wish)
     assert (await only(agent)).state is NodeSandboxState.RUNNING
     assert (await agent.pause_sandbox(wish)).keeps_memory
+
+
+async def test_a_pause_without_memory_keeps_the_log(agent: NodeAgent) -> None:
+    """While it rests, after its resume on a new machine, and after its end."""
+    started = await agent.start_sandbox(request())
+    counts = []
+
+    async def count() -> int:
+        return len(await agent.read_logs(started.sandbox_id, start_ms=0, limit=100))
+
+    await agent.pause_sandbox(replace(pause(started.sandbox_id), keep_memory=False))
+    counts.append(await count())
+    await agent.resume_sandbox(request(started.sandbox_id))
+    counts.append(await count())
+    await agent.kill_sandbox(started.sandbox_id)
+    assert counts == [1, 2]
+    assert await count() == 2

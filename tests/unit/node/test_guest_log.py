@@ -11,6 +11,7 @@ from firebrick.model.ids import SandboxId
 from firebrick.node import guest_log
 from firebrick.node.guest_log import Console, EndedLogs, LogRing, encode_entry, from_guest, read_log_file, select
 from firebrick.rpc.node_api import LogEntry
+from tests.support.manual_clock import ManualClock
 from tests.support.wait import wait_for
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,15 +47,40 @@ def test_an_impossible_time_of_a_guest_breaks_nothing() -> None:
     assert from_guest(wild).timestamp == datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def test_ended_logs_are_kept_and_pruned(tmp_path: Path) -> None:
-    """The newest ones, for a day; an unknown sandbox has none."""
-    logs = EndedLogs(tmp_path, SystemClock())
-    logs.save(SandboxId("iold"), [entry(1)])
-    old_s = SystemClock().now().timestamp() - guest_log.ENDED_KEPT_S - 10
-    os.utime(tmp_path / "iold.jsonl", (old_s, old_s))
-    logs.save(SandboxId("inew"), [entry(2)])
-    assert logs.read(SandboxId("inew")) == (entry(2),)
-    assert logs.read(SandboxId("iold")) == ()
+def test_ended_logs_are_kept_by_time(tmp_path: Path) -> None:
+    """Each for its time, however many there are; an unknown sandbox has none."""
+    clock = ManualClock()
+    logs = EndedLogs(tmp_path, clock, kept_s=86_400, most_bytes=1 << 30)
+    for number in range(1000):
+        logs.save(SandboxId(f"i{number}"), [entry(number)])
+    for age_s, is_kept in ((85_000, True), (86_000, False)):
+        then_s = clock.now().timestamp() - age_s
+        os.utime(tmp_path / "i0.jsonl", (then_s, then_s))
+        clock.advance(guest_log.PRUNE_EVERY_S)
+        logs.save(SandboxId("inew"), [entry(2)])
+        assert bool(logs.read(SandboxId("i0"))) is is_kept
+    assert all(logs.read(SandboxId(f"i{number}")) for number in range(1, 1000))
+    assert logs.read(SandboxId("inever")) == ()
+
+
+def test_ended_logs_take_no_more_than_they_may(tmp_path: Path) -> None:
+    """Above the bound the oldest go, whatever their age; a small file counts with what it takes on a disk."""
+    clock = ManualClock()
+    logs = EndedLogs(tmp_path, clock, kept_s=86_400, most_bytes=64 * guest_log.DISK_BLOCK_BYTES)
+    for number in range(200):
+        logs.save(SandboxId(f"i{number}"), [entry(number)])
+        clock.advance(1)
+    assert 60 <= len(list(tmp_path.iterdir())) <= 66
+    assert not logs.read(SandboxId("i100"))
+    assert logs.read(SandboxId("i199"))
+
+
+def test_a_sandbox_with_two_machines_has_one_log(tmp_path: Path) -> None:
+    """What the second says comes after what the first did, and nothing twice when a save is repeated."""
+    logs = EndedLogs(tmp_path, ManualClock(), kept_s=86_400, most_bytes=1 << 20)
+    for said in ([entry(1), entry(2)], [entry(2), entry(3)], [entry(3)]):
+        logs.save(SandboxId("i1"), said)
+    assert logs.read(SandboxId("i1")) == (entry(1), entry(2), entry(3))
 
 
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
