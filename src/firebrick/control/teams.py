@@ -8,7 +8,8 @@ from firebrick.config import Config
 from firebrick.control.audit import AuditService
 from firebrick.control.keys import KEY_PATTERN, KeyService, digest_of, make_api_key, new_api_key
 from firebrick.control.platform import Platform
-from firebrick.model.errors import Invalid, NotFound
+from firebrick.control.templates import slug_of
+from firebrick.model.errors import AlreadyExists, Invalid, NotFound
 from firebrick.model.ids import TeamId
 from firebrick.model.sandbox import SandboxState
 from firebrick.model.team import Team
@@ -37,9 +38,14 @@ class TeamService:
         self._audit = audit
 
     async def create(self, name: str, limits: Limits) -> Team:
-        """Raises AlreadyExists — another team has that name."""
+        """Raises AlreadyExists — another team has that name, or one that makes the same namespace of it."""
         team = with_limits(new_team(name, self._platform.clock, self._platform.config), limits)
         async with self._platform.database.write() as tx:
+            same = next((other for other in await team_list(tx) if slug_of(other) == slug_of(team)), None)
+            if same is not None and same.name != team.name:
+                raise AlreadyExists(
+                    f"The names of team '{same.name}' begin with '{slug_of(team)}/' already. Choose another name."
+                )
             await team_insert(tx, team)
             await self._audit.note(tx, "team.create", team_id=team.team_id, object_id=team.team_id, detail=name)
         return team

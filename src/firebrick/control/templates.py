@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from firebrick.clock import Clock
-from firebrick.model.errors import Forbidden, NotFound
+from firebrick.model.errors import NotFound
 from firebrick.model.ids import BuildId, TeamId, TemplateId
 from firebrick.model.machine import Limits
 from firebrick.model.snapshot import Snapshot
@@ -60,8 +60,13 @@ def slug_of(team: Team) -> str:
 
 
 async def find_template(tx: AsyncConnection, team: Team, wanted: str) -> Template | None:
-    """By id, by full alias, or by a name in the team's own namespace."""
-    return await template_fetch(tx, wanted) or await template_fetch(tx, f"{slug_of(team)}/{wanted}")
+    """By id, by full alias, or by a name in the team's own namespace. Another team's is looked for as often as one that
+    is not there, and found as little."""
+    for name in (wanted, f"{slug_of(team)}/{wanted}"):
+        template = await template_fetch(tx, name)
+        if template is not None and template.team_id in (None, team.team_id):
+            return template
+    return None
 
 
 async def _snapshot_source(tx: AsyncConnection, template: Template, tag: str, name: str) -> Source:
@@ -87,12 +92,11 @@ class TemplateService:
         """What `name` (id, alias or snapshot; any case; with a tag) means: the newest ready build of a template, or a
         snapshot.
 
-        Raises: NotFound — no such template, snapshot or tag, or nothing is built of it yet. Forbidden — another team's.
+        Raises: NotFound — no such template, snapshot or tag, nothing is built of it yet, or another team's.
         """
         wanted, _, tag = name.strip().lower().partition(":")
         async with self._database.read() as tx:
             template = await find_template(tx, team, wanted)
-            _check_owner(template, team.team_id, name)
             if template is None:
                 raise NotFound(f"template '{_shown(name)}' not found")
             if template.is_snapshot:
@@ -139,11 +143,6 @@ async def _with_builds(
     count, latest = uses.get(template.template_id, (0, None))
     builds = await build_list(tx, template.template_id)
     return TemplateWithBuilds(template=template, builds=builds, spawn_count=count, last_spawned_at=latest)
-
-
-def _check_owner(template: Template | None, team_id: TeamId, name: str) -> None:
-    if template is not None and template.team_id not in (None, team_id):
-        raise Forbidden(f"You don't have access to template '{_shown(name)}'")
 
 
 def _shown(text: str) -> str:

@@ -12,13 +12,10 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from fastapi.routing import APIRoute
 
-from firebrick.api.route import AuthenticatedRoute
 from firebrick.control.jwts import Jwts
 from firebrick.control.tokens import ISSUER_SEED_NAME
 from firebrick.model.errors import Unauthenticated
-from firebrick.model.ids import new_sandbox_id
 from tests.support.control import Running
 from tests.support.manual_clock import ManualClock
 from tests.support.owners import Api, open_api
@@ -179,43 +176,12 @@ async def test_a_draining_node_gets_nothing_new(api: Api) -> None:
     assert await api.status("GET", "/nodes/nod_none", api.admin) == 404
 
 
-async def test_foreign_ids_answer_as_ids_that_are_not(api: Api, running: Running) -> None:
-    """On every route with an id of a sandbox, another team's answers byte for byte like one that never was, in each
-    state; a route that is added later is covered by itself."""
-    _, mine = await api.new_team("mine")
-    _, theirs = await api.new_team("theirs")
-    alive = (await api.ok("POST", "/v2/sandboxes", theirs, json={"templateID": "base"}))["sandboxID"]
-    ended = (await api.ok("POST", "/v2/sandboxes", theirs, json={"templateID": "base"}))["sandboxID"]
-    await api.ok("DELETE", f"/sandboxes/{ended}", theirs)
-    app: Any = api.http._transport.app  # type: ignore[attr-defined]
-    routes = [route for route in _walk(app.routes) if "{sandboxID}" in getattr(route, "path", "")]
-    assert len(routes) >= 15
-    bodies = (None, {}, {"timeout": 60}, {"timeout": 60, "count": 1, "name": "x"})
-    for route in routes:
-        assert isinstance(route, AuthenticatedRoute)
-        for method in route.methods or ():
-            for body in bodies:
-                never = new_sandbox_id()
-                answers = [
-                    await api.http.request(method, route.path.replace("{sandboxID}", item), headers=mine, json=body)
-                    for item in (alive, ended, never)
-                ]
-                texts = {
-                    answer.text.replace(item, "") for answer, item in zip(answers, (alive, ended, never), strict=True)
-                }
-                kinds = {(answer.status_code, *sorted(set(answer.headers) - {"x-request-id"})) for answer in answers}
-                assert len(texts) == len(kinds) == 1, (method, route.path, texts)
-                assert answers[0].status_code in (400, 404, 501), (method, route.path)
-    assert len(await api.ok("GET", "/v2/sandboxes", theirs)) == 1
-
-
-def _walk(routes: list[Any]) -> Iterator[APIRoute]:
-    for route in routes:
-        inner = getattr(route, "original_router", None)
-        if inner is None:
-            yield route
-        else:
-            yield from _walk(inner.routes)
+async def test_namespaces_are_the_teams_own(api: Api) -> None:
+    """Two teams whose names make the same namespace would share the names of snapshots."""
+    await api.new_team("Acme Inc")
+    answer = await api.http.post("/admin/teams", headers=api.admin, json={"name": "acme-inc"})
+    assert answer.status_code == 409
+    assert "acme-inc/" in answer.json()["message"]
 
 
 async def test_secrets_are_the_owners(running: Running) -> None:

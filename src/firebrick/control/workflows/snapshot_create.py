@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from firebrick.control.platform import Platform
 from firebrick.control.workflows.engine import Step, run_workflow
 from firebrick.control.workflows.snapshot_delete import delete_snapshot
-from firebrick.model.errors import DeadlineExceeded, Internal, NotFound
+from firebrick.model.errors import AlreadyExists, DeadlineExceeded, Internal, NotFound
 from firebrick.model.sandbox import Sandbox
 from firebrick.model.snapshot import Snapshot, SnapshotState
 from firebrick.model.template import Template
@@ -50,6 +50,8 @@ async def _record(create: SnapshotCreate) -> None:
                 is_snapshot=True,
             )
             await template_insert(tx, template)
+        elif template.team_id != snapshot.team_id:
+            raise AlreadyExists(f"The name '{snapshot.name}' is not free. Choose another.")
         create.snapshot = replace(snapshot, template_id=template.template_id)
         await snapshot_insert(tx, create.snapshot)
 
