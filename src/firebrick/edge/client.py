@@ -36,7 +36,7 @@ class ClientLink(Link):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         shared = self._shared
-        if shared.is_closing or len(shared.clients) >= shared.limits.total_count:
+        if shared.is_closing or not shared.has_room():
             shared.stats.answered[503] += 1
             self.write(answers.too_many().render(for_browser=False, with_body=True, keeps_alive=False))
             self.close()

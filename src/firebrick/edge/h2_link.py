@@ -90,7 +90,7 @@ class H2Link(Link):
         self.peer_is_loopback = bool(peer) and is_loopback_address(peer[0])
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - self._h2.inbound_flow_control_window)
-        if shared.is_closing or len(shared.clients) >= shared.limits.total_count:
+        if shared.is_closing or not shared.has_room():
             shared.stats.answered[503] += 1
             self._end(ErrorCodes.REFUSED_STREAM)
             return

@@ -70,6 +70,18 @@ class Shared:
     spawn: Spawn
     is_closing: bool = False
 
+    def has_room(self) -> bool:
+        """For one more client connection. Those that have waited longest for a request make room, a hundredth at a
+        time: who holds thousands of connections and says nothing must not shut the others out."""
+        if len(self.clients) < self.limits.total_count:
+            return True
+        waiting = [client for client in self.clients if client.is_idle and client.deadline_s is not None]
+        waiting.sort(key=lambda client: client.deadline_s or 0.0)
+        for client in waiting[: 1 + self.limits.total_count // 100]:
+            self.clients.discard(client)
+            client.close()
+        return bool(waiting)
+
 
 class Visit:
     """Runs once. `is_under_way`: the client's going away must cancel the task that runs it."""

@@ -274,12 +274,32 @@ async def test_caps() -> None:
         assert (answer.status, answer.json()["sandboxId"]) == (429, route.sandbox_id)
         await crowd.send(get(other_route, other.port))
         assert (await crowd.response()).status == 200
-        extra = [await rig.client() for _ in range(3)]
-        refused = await extra[-1].response()
+        third, third_route = await rig.sandbox(wait)
+        others = [await rig.client() for _ in range(3)]
+        for client in others:
+            await client.send(get(third_route, third.port))
+        # The crowd's own connection waits for a request and has made room for the last of them.
+        await wait_for(lambda: rig.edge.stats.exchange_count == 6)
+        assert await crowd.is_closed()
+        refused = await (await rig.client()).response()
         assert (refused.status, json.loads(refused.body)["code"]) == (503, 503)
         hold.set()
-        for client in held:
+        for client in (*held, *others):
             assert (await client.response()).status == 200
+
+
+async def test_silent_connections_shut_nobody_out() -> None:
+    """Who has waited longest without a request is closed for who comes; its newer neighbours stay."""
+    async with open_rig(EdgeLimits(total_count=4)) as rig:
+        stub, route = await rig.sandbox(say_ok)
+        silent = [await rig.client() for _ in range(4)]
+        await wait_for(lambda: rig.edge.stats.connection_count == 4)
+        comer = await rig.client()
+        await comer.send(get(route, stub.port))
+        assert (await comer.response()).status == 200
+        assert await silent[0].is_closed()
+        await silent[-1].send(get(route, stub.port))
+        assert (await silent[-1].response()).status == 200
 
 
 async def test_connect_failures(rig: Rig, stub_that_never_accepts: Stub) -> None:
