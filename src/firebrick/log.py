@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -27,11 +27,38 @@ def configure(level: str, role: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unfailing(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+
+
+class Unfailing:
+    """A stream whose writes never raise: a disk too full for a line of a log must not stop the work that it tells of.
+
+    What was not written is counted, and told by a line of its own as soon as one can be written again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._failed_count = 0
+
+    def write(self, text: str) -> int:
+        try:
+            if self._failed_count:
+                self._stream.write(f'{{"event": "log.writes_failed", "count": {self._failed_count}}}\n')
+                self._failed_count = 0
+            self._stream.write(text)
+        except OSError:
+            self._failed_count += 1
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._failed_count += 1
 
 
 def get_log(name: str) -> Any:

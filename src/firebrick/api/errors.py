@@ -20,6 +20,7 @@ from firebrick.model.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
+    DiskFull,
     FirebrickError,
     Forbidden,
     Internal,
@@ -75,10 +76,11 @@ ERROR_CODE: dict[type[FirebrickError], str] = {
     IdempotencyMismatch: "idempotency_request_mismatch",
     IdempotencyInProgress: "idempotency_request_in_progress",
     NoCapacity: "sandbox_capacity_unavailable",
+    DiskFull: "disk_full",
     DeadlineExceeded: "sandbox_placement_timeout",
     GuestStillUnresponsive: "sandbox_snapshot_guest_agent_unresponsive",
 }
-"""E2B's own codes, where it has one for the case."""
+"""E2B's own codes, where it has one for the case, and one of ours."""
 
 
 def status_of(error: FirebrickError) -> int:

@@ -11,6 +11,7 @@
     ├── LimitExceeded      a quota of the caller's                    429
     │   └── RateExceeded   too fast; a moment later it works          429
     ├── NoCapacity         the machines are full                      503
+    │   └── DiskFull       a disk of ours is, and nothing was changed 503
     ├── Unavailable        a part of ours does not answer             503
     ├── DeadlineExceeded   it took longer than it may                 504
     └── Internal           our fault                                  500
@@ -75,6 +76,10 @@ class NoCapacity(FirebrickError):
     retryable = True
 
 
+class DiskFull(NoCapacity):
+    code = "disk_full"
+
+
 class Unavailable(FirebrickError):
     code = "unavailable"
     retryable = True
@@ -93,6 +98,6 @@ BY_CODE: dict[str, type[FirebrickError]] = {
     kind.code: kind
     for kind in (
         Invalid, Unauthenticated, Forbidden, NotFound, WrongState, AlreadyExists, Conflict,
-        LimitExceeded, RateExceeded, NoCapacity, Unavailable, DeadlineExceeded, Internal,
+        LimitExceeded, RateExceeded, NoCapacity, DiskFull, Unavailable, DeadlineExceeded, Internal,
     )
 }  # fmt: skip

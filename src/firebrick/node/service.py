@@ -8,8 +8,9 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
+from firebrick.linux.space import is_out_of_space
 from firebrick.log import get_log
-from firebrick.model.errors import FirebrickError, Internal, Invalid
+from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid
 from firebrick.model.ids import SandboxId, SnapshotId, is_sandbox_id, is_snapshot_id
 from firebrick.rpc import convert
 from firebrick.rpc import node_pb2 as pb
@@ -136,13 +137,25 @@ async def _ask(context: Any, asking: Awaitable[Answer]) -> Answer:
     try:
         return await asking
     except FirebrickError as exc:
-        await _refuse(context, exc)
+        await _refuse(context, told(exc))
     except asyncio.CancelledError:
         raise
     except Exception as exc:
+        if is_out_of_space(exc):
+            await _refuse(context, told(exc))
         # Task root of a request: the caller gets our error, the log gets the chain.
         log.exception("rpc.failed")
         await _refuse(context, Internal("The node agent failed; its log tells why.", detail=repr(exc)))
+
+
+def told(failure: Exception) -> FirebrickError:
+    """What the control plane hears of it: a disk without room is nobody's mistake and passes, whatever failed by it."""
+    if is_out_of_space(failure) and not isinstance(failure, DiskFull):
+        doing = failure.message if isinstance(failure, FirebrickError) else "It could not be written down."
+        return DiskFull(
+            f"{doing} The disk of its node is full: free space there, then try again.", detail=repr(failure)
+        )
+    return failure if isinstance(failure, FirebrickError) else Internal("The node agent failed.", detail=repr(failure))
 
 
 async def _start_of(request: pb.StartSandboxRequest, context: Any) -> StartSandbox:

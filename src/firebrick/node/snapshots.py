@@ -9,7 +9,6 @@ also goes on with what was not stored yet.
 """
 
 import asyncio
-import errno
 import json
 import os
 import shutil
@@ -21,8 +20,9 @@ from pathlib import Path
 from firebrick.blobs.base import BlobMissing
 from firebrick.blobs.chunks import ChunkStore
 from firebrick.blobs.local import LocalBlobs
+from firebrick.linux.space import is_out_of_space
 from firebrick.log import get_log
-from firebrick.model.errors import FirebrickError, Internal, Invalid, NoCapacity, NotFound
+from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid, NotFound
 from firebrick.model.ids import BuildId, SnapshotId, is_snapshot_id
 from firebrick.model.machine import RuntimeName
 from firebrick.node.drivers import NodeDrivers
@@ -90,7 +90,7 @@ class Snapshots:
     ) -> NodeSnapshot:
         """Make it, or answer the one that is there. `capture` writes the disk to a new file.
 
-        Raises: NoCapacity — the disk is full; whatever `capture` raises. Then nothing of it is left.
+        Raises: DiskFull — the disk is full; whatever `capture` raises. Then nothing of it is left.
         """
         async with self._lock(snapshot_id):
             if (known := self._records.get(snapshot_id)) is not None:
@@ -112,8 +112,11 @@ class Snapshots:
                 await asyncio.to_thread(self._commit, place, record)
             except BaseException as exc:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
-                if _is_disk_full(exc):
-                    raise NoCapacity(f"The disk of this node is too full for the snapshot {snapshot_id}.") from exc
+                if is_out_of_space(exc):
+                    raise DiskFull(
+                        f"The disk of this node is full, so the snapshot {snapshot_id} was not taken; the sandbox is "
+                        "as it was. Free space there, then try again."
+                    ) from exc
                 if isinstance(exc, OSError):
                     raise Internal(f"The snapshot {snapshot_id} could not be written.", detail=str(exc)) from exc
                 raise
@@ -252,14 +255,6 @@ def _described(record: SnapshotRecord) -> NodeSnapshot:
         stored_bytes=record.stored_bytes,
         created_at=record.created_at,
     )
-
-
-def _is_disk_full(failure: BaseException | None) -> bool:
-    while failure is not None:
-        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        failure = failure.__cause__
-    return False
 
 
 def _fresh(place: Path) -> None:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from firebrick.clock import Clock
 from firebrick.log import get_log
 from firebrick.model.egress import Egress
-from firebrick.model.errors import FirebrickError, Invalid, NoCapacity, NotFound, Unavailable, WrongState
+from firebrick.model.errors import DiskFull, FirebrickError, Invalid, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import ExitCause, MachineExit, RuntimeName
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
@@ -209,7 +209,7 @@ class NodeAgent:
         self, sandbox_id: SandboxId, snapshot_id: SnapshotId, *, keep_memory: bool
     ) -> NodeSnapshot:
         if self._capacity().disk_mib == 0:
-            raise NoCapacity("The disk of this node is nearly full; it saves nothing until space is freed.")
+            raise DiskFull("The disk of this node is nearly full; it saves nothing until space is freed there.")
         entry = self._living(sandbox_id)
         if entry is not None:
             return await self._snapshots.make(snapshot_id, entry.actor.machine.record, entry.actor.capture)
@@ -303,7 +303,7 @@ class NodeAgent:
         key = self._key(request)
         self._drivers.images.image(key.build_id)
         if self._capacity().disk_mib == 0:
-            raise NoCapacity("The disk of this node is nearly full; it takes no new sandbox until space is freed.")
+            raise DiskFull("The disk of this node is nearly full; it takes no new sandbox until space is freed there.")
         # NOTE: a warm machine has a disk already.
         actor = self._pool.take(key) if source is None else None
         if actor is not None:

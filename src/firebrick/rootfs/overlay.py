@@ -38,6 +38,7 @@ from firebrick.linux.mount import (
 )
 from firebrick.linux.process import CommandFailed
 from firebrick.log import get_log
+from firebrick.model.errors import DiskFull
 from firebrick.model.ids import MachineId, is_machine_id
 from firebrick.rootfs.base import Rootfs, RootfsFailed
 from firebrick.rootfs.upper import (
@@ -60,6 +61,9 @@ log = get_log("rootfs")
 # volatile: no sync of a guest's reaches the host's disk, where one machine's fsync storm would stall its neighbours.
 # What a pause or a snapshot promises to be safe is flushed by us, once, while the machine stands still.
 _OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=on,xino=auto,volatile"
+
+_FLUSH_MIB = 64
+"""Free space below which a disk is not brought to the host's: what waits in memory for that is rarely more."""
 
 _REFILL_RETRY_S = 5.0
 _P = ParamSpec("_P")
@@ -142,6 +146,8 @@ class OverlayRootfs:
 
     async def flush(self, machine_id: MachineId) -> None:
         with _Translate(f"flush the disk of machine {machine_id}"):
+            # NOTE: looked at before. What the kernel tries to write and finds no room for, it forgets.
+            await self._blocking(self._check_room, _FLUSH_MIB)
             await self._blocking(flush_upper, self._machine(machine_id))
 
     async def keep(self, machine_id: MachineId) -> None:
@@ -291,13 +297,15 @@ class OverlayRootfs:
             _mount_erofs(image, plain)
         return plain
 
-    def _check_room(self) -> None:
+    def _check_room(self, wanted_mib: int | None = None) -> None:
+        wanted_mib = self._reserve_mib if wanted_mib is None else min(wanted_mib, self._reserve_mib)
         free = os.statvfs(self._root)
         free_mib = free.f_bavail * free.f_frsize >> 20
-        if free_mib < self._reserve_mib:
-            raise RootfsFailed(
-                f"The node's disk is full: {free_mib} MiB free where {self._reserve_mib} MiB must stay free. "
-                f"Free space below {self._root} or move data_dir to a larger disk."
+        if free_mib < wanted_mib:
+            raise DiskFull(
+                f"The node's disk is full: {free_mib} MiB free where {wanted_mib} MiB must stay free. "
+                "Free space there, or move data_dir to a larger disk; then try again.",
+                detail=str(self._root),
             )
 
     def _claim_root(self) -> None:

@@ -17,6 +17,7 @@ _STATUS = {
     "limit_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "rate_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "no_capacity": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "disk_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unavailable": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "internal": grpc.StatusCode.INTERNAL,

@@ -9,6 +9,7 @@ the last commits (never the file's integrity); it also ends every sandbox, so no
 """
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,12 +19,13 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from firebrick.model.errors import Internal, Unavailable
+from firebrick.model.errors import DiskFull, Internal, Unavailable
 from firebrick.store.inline_sqlite import InlineConnection
 
 SQLITE_READERS = 8
 """Connections for reading on SQLite. A statement runs to its end where it stands, so few are ever used at once."""
-SQLITE_ERROR, SQLITE_BUSY = 1, 5
+SQLITE_ERROR, SQLITE_BUSY, SQLITE_FULL = 1, 5, 13
+SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE = 10 | 18 << 8, 10 | 19 << 8
 LOCK_WAIT_S = 10.0
 LOCK_RETRY_S = 0.005
 POSTGRES_CONNECTIONS = 16
@@ -60,6 +62,7 @@ class Database:
         """One transaction: committed when the block ends well, else rolled back.
 
         Raises:
+            DiskFull: there is no room to write it down. Retryable.
             Unavailable: the database did not answer, or refused for a reason that may pass. Retryable.
             Internal: the statement itself is wrong.
         """
@@ -104,6 +107,12 @@ class _translated:
         return None
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, OSError | DBAPIError) and _is_out_of_space(exc):
+            raise DiskFull(
+                "The disk that holds the control plane's database is full, so nothing was changed. Free space there, "
+                "then try again.",
+                detail=str(exc),
+            ) from exc
         if isinstance(exc, PoolTimeout | OSError) or (isinstance(exc, DBAPIError) and _may_pass(exc)):
             raise Unavailable("The control plane's database does not answer. Try again.", detail=str(exc)) from exc
         if isinstance(exc, SQLAlchemyError):
@@ -115,3 +124,11 @@ def _may_pass(exc: DBAPIError) -> bool:
     if getattr(exc.orig, "sqlite_errorcode", None) == SQLITE_ERROR:
         return False
     return exc.connection_invalidated or type(exc).__name__ in ("OperationalError", "InterfaceError", "DBAPIError")
+
+
+def _is_out_of_space(exc: OSError | DBAPIError) -> bool:
+    if isinstance(exc, OSError):
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    # The file that SQLite shares with its other connections has no room: told as a failed write.
+    code = getattr(exc.orig, "sqlite_errorcode", SQLITE_ERROR)
+    return code & 0xFF == SQLITE_FULL or code in (SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_SHMOPEN)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from firebrick.clock import Clock
 from firebrick.config import Config
-from firebrick.linux.process import ProcessRef, process_ref, reap, spawn_detached, wait_gone
+from firebrick.linux.process import CommandFailed, ProcessRef, process_ref, reap, spawn_detached, wait_gone
 from firebrick.log import get_log
 from firebrick.model.errors import WrongState
 from firebrick.supervisor.roles import SUPERVISOR, Role, pid_file, role_argv, role_env, running, write_pid_file
@@ -60,10 +60,11 @@ class Keeper:
         delay = FIRST_DELAY_S
         while True:
             ref = running(self._config, role)
-            if ref is None:
-                ref = self._start(role)
-            else:
+            if ref is not None:
                 log.info("role.adopted", role_name=role, pid=ref.pid)
+            elif (ref := await self._start(role)) is None:
+                await self._clock.sleep(self._config.longest_restart_delay_s)
+                continue
             started = self._clock.monotonic_s()
             await wait_gone(ref)
             log.warning("role.ended", role_name=role, pid=ref.pid, exit_code=reap(ref))
@@ -71,9 +72,22 @@ class Keeper:
             delay = next_delay_s(delay, ran_s=ran_s, longest_s=self._config.longest_restart_delay_s)
             await self._clock.sleep(delay)
 
-    def _start(self, role: Role) -> ProcessRef:
-        ref = spawn_detached(role_argv(role), log=log_file(self._config, role), env=role_env(self._config))
-        write_pid_file(self._config, role, ref)
+    async def _start(self, role: Role) -> ProcessRef | None:
+        """None when it cannot be started now; then nothing of it runs."""
+        try:
+            ref = spawn_detached(role_argv(role), log=log_file(self._config, role), env=role_env(self._config))
+        except (CommandFailed, OSError) as exc:
+            log.error("role.not_started", role_name=role, reason=str(exc))
+            return None
+        try:
+            write_pid_file(self._config, role, ref)
+        except OSError as exc:
+            # Nobody would find it again, and a second one would be started beside it.
+            log.error("role.not_noted", role_name=role, reason=str(exc))
+            ref.kill()
+            await wait_gone(ref)
+            reap(ref)
+            return None
         log.info("role.started", role_name=role, pid=ref.pid)
         return ref
 
@@ -97,9 +111,18 @@ class Keeper:
             for role in (*Role, SUPERVISOR):
                 path = log_file(self._config, role)
                 if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
-                    path.with_suffix(".log.1").write_bytes(path.read_bytes()[-LOG_LIMIT_BYTES // 2 :])
-                    os.truncate(path, 0)
+                    cut_log(path)
             await self._clock.sleep(LOG_CHECK_S)
+
+
+def cut_log(path: Path) -> None:
+    """Empty a log; its second half is put aside, if the disk has room for that."""
+    old = path.with_suffix(".log.1")
+    try:
+        old.write_bytes(path.read_bytes()[-LOG_LIMIT_BYTES // 2 :])
+    except OSError:
+        old.unlink(missing_ok=True)
+    os.truncate(path, 0)
 
 
 def next_delay_s(last_s: float, *, ran_s: float, longest_s: float) -> float:

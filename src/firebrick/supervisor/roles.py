@@ -65,11 +65,19 @@ def pid_file(config: Config, role: str) -> Path:
 
 
 def write_pid_file(config: Config, role: str, ref: ProcessRef) -> None:
+    """Raises OSError: there is no room, and it is this role's first."""
     path = pid_file(config, role)
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"pid": ref.pid, "start_ticks": ref.start_ticks})
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"pid": ref.pid, "start_ticks": ref.start_ticks}))
-    fresh.rename(path)
+    try:
+        fresh.write_text(text)
+        fresh.rename(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        # On a full disk there is still the room of the file that an earlier process had: one write, within a block.
+        with path.open("r+b", buffering=0) as file:
+            file.truncate(file.write(text.encode()))
 
 
 def running(config: Config, role: str) -> ProcessRef | None:

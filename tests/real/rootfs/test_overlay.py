@@ -13,6 +13,7 @@ import pytest
 from firebrick.linux.loop import attached
 from firebrick.linux.mount import mount, mounts_below, unmount
 from firebrick.linux.process import run
+from firebrick.model.errors import DiskFull
 from firebrick.model.ids import MachineId, new_machine_id
 from firebrick.rootfs.base import RootfsFailed
 from firebrick.rootfs.overlay import OverlayRootfs
@@ -247,8 +248,19 @@ async def test_full_host_refuses_new_machines(disks: Disks, tmp_path: Path) -> N
         await driver.recover(frozenset())
         with (host / "ballast").open("wb") as ballast:
             os.posix_fallocate(ballast.fileno(), 0, 40 << 20)
-        with pytest.raises(RootfsFailed, match="disk is full"):
+        with pytest.raises(DiskFull, match=r"disk is full.*Free space"):
             await driver.prepare(new_machine_id(), disks.image, disk_mib=DISK_MIB)
+        (host / "ballast").unlink()
+        machine_id = new_machine_id()
+        await driver.prepare(machine_id, disks.image, disk_mib=DISK_MIB)
+        with (host / "ballast").open("wb") as ballast:
+            os.posix_fallocate(ballast.fileno(), 0, 40 << 20)
+        # What would not fit is not even tried: the kernel forgets what it found no room for.
+        with pytest.raises(DiskFull, match="disk is full"):
+            await driver.flush(machine_id)
+        (host / "ballast").unlink()
+        await driver.flush(machine_id)
+        await driver.remove(machine_id)
         await driver.close()
     finally:
         unmount(host)

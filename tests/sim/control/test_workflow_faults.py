@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from firebrick.control.workflows.engine import Step, run_workflow
-from firebrick.control.workflows.sandbox_create import STEPS, SandboxCreate
+from firebrick.control.workflows.sandbox_create import START_DEADLINE_S, STEPS, SandboxCreate
 from firebrick.control.workflows.sandbox_kill import BEGIN, FINISH, SandboxKill
 from firebrick.model.errors import Unavailable
 from firebrick.model.ids import new_sandbox_id
@@ -96,6 +96,20 @@ async def test_a_create_cut_off_is_settled_at_restart(world: World, count: int) 
         await wait_consistent(second)
         is_running = count >= NAMES.index("confirm") + 1
         assert len(await second.living()) == (1 if is_running else 0)
+
+
+@pytest.mark.parametrize("count", range(1, NAMES.index("confirm") + 1))
+async def test_a_create_whose_undo_failed_is_ended_at_once(running: Running, count: int) -> None:
+    """No write worked while the disk was full, so the row is left half made by a process that lives on: it is ended by
+    the next rounds, and need not be waited for as long as a create may take."""
+    create = wish(running)
+    for step in STEPS[:count]:
+        await step.act(create)
+    before = running.world.clock.now()
+    running.control.platform.signals.endings.poke()
+    await wait_consistent(running)
+    assert await running.living() == []
+    assert running.world.clock.now() - before < timedelta(seconds=START_DEADLINE_S)
 
 
 @pytest.mark.parametrize("count", range(len(BEGIN) + len(FINISH)))

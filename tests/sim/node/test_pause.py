@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firebrick.model.errors import FirebrickError, Internal, NoCapacity, NotFound, Unavailable, WrongState
+from firebrick.model.errors import DiskFull, FirebrickError, Internal, NotFound, Unavailable, WrongState
 from firebrick.model.ids import SandboxId, new_sandbox_id, new_snapshot_id
 from firebrick.model.machine import ExitCause
 from firebrick.node.recovery import end_everything
@@ -75,11 +75,11 @@ async def test_a_long_pause_gives_memory_back(world: World, agent: NodeAgent) ->
 
 
 async def test_a_full_disk_refuses_a_snapshot_and_harms_nothing(world: World, agent: NodeAgent) -> None:
-    """NoCapacity, nothing is left, and the sandbox goes on."""
+    """DiskFull, nothing is left, and the sandbox goes on."""
     started = await agent.start_sandbox(request())
     world.rootfs.full = True
     world.guests.full = True
-    with pytest.raises(NoCapacity, match="too full"):
+    with pytest.raises(DiskFull, match=r"is full, .* Free space"):
         await agent.snapshot_sandbox(started.sandbox_id, new_snapshot_id(), keep_memory=False)
     assert await agent.list_snapshots() == ()
     assert list((world.root / "snapshots" / "making").iterdir()) == []

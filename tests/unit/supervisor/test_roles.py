@@ -28,6 +28,20 @@ def test_a_role_is_running_only_as_the_very_process(tmp_path: Path) -> None:
     assert running(config, Role.EDGE) is None
 
 
+def test_a_pid_file_needs_no_room_but_its_former_own(tmp_path: Path) -> None:
+    """On a full disk a role that is started again is still found; only the first start needs room."""
+    config = Config(data_dir=tmp_path)
+    me = process_ref(os.getpid())
+    assert me is not None
+    write_pid_file(config, Role.EDGE, ProcessRef(pid=2**31, start_ticks=10**15))
+    for role in (Role.EDGE, Role.NODE):
+        pid_file(config, role).with_suffix(".new").symlink_to("/dev/full")
+    write_pid_file(config, Role.EDGE, me)
+    assert running(config, Role.EDGE) == me
+    with pytest.raises(OSError, match="No such file"):
+        write_pid_file(config, Role.NODE, me)
+
+
 def test_the_first_key_is_minted_once_and_kept_private(tmp_path: Path) -> None:
     """The key has the form that E2B's older clients insist on, survives a restart, and only its owner reads it."""
     config = Config(data_dir=tmp_path / "data", api_port=4000, edge_port=4002, host="0.0.0.0")

@@ -31,7 +31,7 @@ log = get_log("control.finish")
 
 class FinishSandboxes:
     """`born_at` is when this control plane started. If it is the only one (embedded), a create from before that
-    moment has lost its process and is ended at once."""
+    moment, or that nobody here works at, is ended at once."""
 
     def __init__(self, platform: Platform, *, born_at: datetime, is_only_one: bool) -> None:
         self._platform = platform
@@ -55,7 +55,7 @@ class FinishSandboxes:
         async with asyncio.TaskGroup() as group:
             for row in rows:
                 if row.state is SandboxState.CREATING:
-                    if self._is_abandoned(row):
+                    if await self._is_abandoned(row):
                         group.create_task(self._give_up(row))
                 elif row.state is SandboxState.ENDING:
                     group.create_task(self._finish(row, finish_end))
@@ -69,8 +69,8 @@ class FinishSandboxes:
         self._seen_s = {key: since_s for key, since_s in self._seen_s.items() if key in present}
 
     async def _is_left(self, row: Sandbox) -> bool:
-        """True when nobody works at a pause or resume any more: another control plane has had its time, and nobody
-        here does.
+        """True when nobody works at a create, pause or resume any more: another control plane has had its time, and
+        nobody here does.
 
         NOTE: looked at before the row is read again. Who began after that has changed the row; who ended before it is
         no longer half way.
@@ -84,8 +84,9 @@ class FinishSandboxes:
             current = await sandbox_fetch(tx, row.sandbox_id)
         return current is not None and current.generation == row.generation
 
-    def _is_abandoned(self, row: Sandbox) -> bool:
-        if self._is_only_one and row.created_at < self._born_at:
+    async def _is_abandoned(self, row: Sandbox) -> bool:
+        """A create whose process is dead, or whose undo failed here, as all writes do while the disk is full."""
+        if self._is_only_one and (row.created_at < self._born_at or await self._is_left(row)):
             return True
         return row.created_at < self._platform.clock.now() - timedelta(seconds=CREATE_ABANDONED_S)
 
@@ -101,10 +102,15 @@ class FinishSandboxes:
 
     async def _give_up(self, row: Sandbox) -> None:
         log.warning("sandbox.create_abandoned", sandbox_id=row.sandbox_id)
-        async with self._platform.database.write() as tx:
-            await idempotency_delete_of(tx, row.sandbox_id)
-        # The poke of `begin_end` brings the next round, which finishes it.
-        await begin_end(
-            self._platform, row.sandbox_id, EndReason.ERROR, detail="Its creation was interrupted.",
-            generation=row.generation,
-        )  # fmt: skip
+        await self._finish(row, abandon_create)
+
+
+async def abandon_create(platform: Platform, sandbox: Sandbox) -> None:
+    """End a sandbox that nobody was told of. Raises FirebrickError; then it may be repeated."""
+    async with platform.database.write() as tx:
+        await idempotency_delete_of(tx, sandbox.sandbox_id)
+    # The poke of `begin_end` brings the next round, which finishes it.
+    await begin_end(
+        platform, sandbox.sandbox_id, EndReason.ERROR, detail="Its creation was interrupted.",
+        generation=sandbox.generation,
+    )  # fmt: skip

@@ -222,5 +222,12 @@ async def create_sandbox(create: SandboxCreate) -> Sandbox:
         LimitExceeded: the team's quota. NoCapacity: no node fits. Unavailable: no node answers.
         AlreadyExists: the idempotency key is taken. DeadlineExceeded: the start took too long.
     """
-    await run_workflow("sandbox_create", STEPS, create, durations_ms=create.steps_ms)
+    platform = create.platform
+    try:
+        with platform.working(create.sandbox.sandbox_id):
+            await run_workflow("sandbox_create", STEPS, create, durations_ms=create.steps_ms)
+    except BaseException:
+        # An undo may have failed too: the row is then nobody's.
+        platform.signals.endings.poke()
+        raise
     return create.sandbox
