@@ -1,5 +1,6 @@
 """`firebrick drill`: break an instance of its own in every way we know, and print what was lost."""
 
+import signal
 import sys
 from time import perf_counter
 from typing import Annotated
@@ -30,6 +31,8 @@ def drill(
     rows: list[tuple[str, str, str]] = []
     absent: dict[str, str] = {}
     began = perf_counter()
+    # Whoever ends the drill early wants its instance gone as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with drilled_instance(load_config(), runtime) as drilled:
         for number, fault in enumerate(chosen, 1):
             operation = fault.during.partition(":")[0]

@@ -8,9 +8,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from firebrick.cli.drill_instance import Drilled
+import httpx
+
+from firebrick.cli.drill_disk import fill, free
+from firebrick.cli.drill_instance import Drilled, Lost, Strike
 from firebrick.control.workflows import (
     sandbox_create,
     sandbox_fork,
@@ -24,6 +28,8 @@ from firebrick.control.workflows.engine import Step
 IDLE_COUNT = 10_000
 SPARE_DESCRIPTORS = 200
 LOCKED_S = 3.0
+DOWN_S = 4.0
+"""Long enough for a process to be started again, and to fail."""
 ROLES = ("control", "node", "edge")
 
 
@@ -51,6 +57,9 @@ SAMPLE = {
     ("create", "start", "after", "control"), ("create", "start", "before", "node"),
     ("kill", "mark", "after", "control"), ("kill, behind", "stop", "before", "node"),
 }  # fmt: skip
+FULL_SAMPLE = {
+    ("create", "start", "before"), ("pause", "freeze", "before"), ("snapshot", "take", "before"),
+}  # fmt: skip
 
 
 def all_faults() -> Iterator[Fault]:
@@ -61,6 +70,13 @@ def all_faults() -> Iterator[Fault]:
                 for role in ROLES:
                     yield _death(operation, f"{workflow}.{step.name}.{when}", role,
                                  is_sample=(operation, step.name, when, role) in SAMPLE)  # fmt: skip
+    for operation, (workflow, steps) in STEPS.items():
+        for step in steps:
+            for when in ("before", "after"):
+                yield _disk_fills(operation, f"{workflow}.{step.name}.{when}",
+                                  is_sample=(operation, step.name, when) in FULL_SAMPLE)  # fmt: skip
+    for role in ROLES:
+        yield Fault(name=f"disk full, then kill -9 of {role}", during="rest", strike=partial(_dies_on_full_disk, role))
     yield Fault(name="kill -9 of the supervisor", during="rest", strike=_supervisor_dies)
     yield Fault(name=f"database locked for {LOCKED_S:g} s", during="create", strike=_database_locked, is_sample=True)
     yield Fault(name=f"{IDLE_COUNT} idle connections to the edge", during="create", strike=_idle_connections)
@@ -68,10 +84,51 @@ def all_faults() -> Iterator[Fault]:
 
 def _death(operation: str, point: str, role: str, *, is_sample: bool) -> Fault:
     def strike(drilled: Drilled) -> str:
-        return drilled.operate(operation.partition(",")[0], die_at=point, role=role)
+        return drilled.operate(operation.partition(",")[0], at=point, role=role)
 
-    where = point.split(".", 1)[1] if operation in ("create", "resume", "snapshot", "fork") else point.split(".", 2)[2]
-    return Fault(name=f"kill -9 of {role}", during=f"{operation}: {where}", strike=strike, is_sample=is_sample)
+    return Fault(name=f"kill -9 of {role}", during=_where(operation, point), strike=strike, is_sample=is_sample)
+
+
+def _where(operation: str, point: str) -> str:
+    return f"{operation}: {'.'.join(point.split('.')[-2:])}"
+
+
+def _disk_fills(operation: str, point: str, *, is_sample: bool) -> Fault:
+    def strike(drilled: Drilled) -> str:
+        answered: list[str] = []
+
+        def judge(answer: httpx.Response | None) -> None:
+            answered.append(_judge_on_full_disk(drilled, answer))
+
+        full = Strike(act=lambda: fill(drilled.data_dir), judge=judge, undo=lambda: free(drilled.data_dir))
+        drilled.operate(operation.partition(",")[0], at=point, strike=full)
+        return answered[0]
+
+    return Fault(name="disk full", during=_where(operation, point), strike=strike, is_sample=is_sample)
+
+
+def _judge_on_full_disk(drilled: Drilled, answer: httpx.Response | None) -> str:
+    """It works all the same, or it is told what is wrong; and what runs goes on."""
+    drilled.ask_canary()
+    if answer is None:
+        raise Lost("no answer while the disk was full")
+    if drilled.worked(answer):
+        return f"answered {answer.status_code}"
+    text = answer.text
+    told = answer.json()[0]["error"] if answer.is_success else answer.json()
+    if told["code"] not in (503, 507) or "disk" not in told["message"] or "full" not in told["message"]:
+        raise Lost(f"a full disk is told as {text[:200]}")
+    return f"answered {told['code']}"
+
+
+def _dies_on_full_disk(role: str, drilled: Drilled) -> str:
+    fill(drilled.data_dir)
+    try:
+        os.kill(drilled.pid(role), signal.SIGKILL)
+        drilled.sleep(DOWN_S)
+    finally:
+        free(drilled.data_dir)
+    return drilled.operate("create")
 
 
 def _supervisor_dies(drilled: Drilled) -> str:

@@ -5,20 +5,21 @@ import json
 import os
 import random
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from socket import create_server
 from typing import Any
 
 import httpx
 
+from firebrick.cli.drill_disk import free, small_disk
 from firebrick.config import Config, load_config
 from firebrick.linux.process import ProcessRef
 from firebrick.model.errors import FirebrickError, Internal
@@ -28,6 +29,7 @@ SHARED = ("templates", "tools")
 UP_TIMEOUT_S = 900
 PATIENCE_S = 90.0
 POLL_S = 0.1
+PRECIOUS = "/home/user/precious"
 CANARY = "while true; do date +%s%N > /tmp/beat; sleep 0.2; done"
 
 
@@ -37,6 +39,16 @@ class Lost(FirebrickError):
 
 class NotOffered(FirebrickError):
     """The operation does not work here even without a fault, so nothing can be said of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strike:
+    """Damage that the drill itself does at a step. `judge` looks at what the operation answered meanwhile, None being
+    no answer, and raises Lost; `undo` is idempotent."""
+
+    act: Callable[[], object]
+    judge: Callable[[httpx.Response | None], None]
+    undo: Callable[[], object]
 
 
 class Drilled:
@@ -50,6 +62,7 @@ class Drilled:
         self._fail_file = Path(env["FIREBRICK_DIE_AT_FILE_FOR_TEST_PURPOSES_ONLY"])
         self._key = ""
         self._canary = ""
+        self._canary_box: Any = None
         self._pool = ThreadPoolExecutor(2)
 
     @property
@@ -82,30 +95,48 @@ class Drilled:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def operate(self, operation: str, *, die_at: str = "", role: str = "control") -> str:
-        """Do one operation, with a process dying at a step; do it again until it works; then nothing may be lost."""
+    def operate(
+        self, operation: str, *, at: str = "", role: str = "control", strike: Strike | None = None
+    ) -> str:  # fmt: skip
+        """Do one operation, with a process dying at a step, or with `strike` done there; do it again until it works;
+        then nothing may be lost."""
         self._prepare_canary()
         attempt = getattr(self, f"_do_{operation}")
         subject = "" if operation == "create" else self.new_sandbox()
-        if operation == "resume" and not self._worked(self._do_pause(subject)):
+        if operation == "resume" and not self.worked(self._do_pause(subject)):
             raise NotOffered("pausing is not offered by this node")
-        if die_at:
-            self._fail_file.write_text(f"{die_at} {self.pid(role)}")
+        struck = self._pool.submit(self._strike_when_reached, strike) if strike else None
+        if at:
+            self._fail_file.write_text(f"{at} {'wait' if strike else self.pid(role)}")
         try:
-            self._try(attempt, subject)
+            answer = self._try(attempt, subject)
             # The second half of a kill or a pause is done behind the answer.
-            self._wait(lambda: not self._fail_file.exists(), f"the step {die_at} was never reached", is_offer=True)
+            self._wait(lambda: not self._fail_file.exists(), f"the step {at} was never reached", is_offer=True)
+            if struck is not None and strike is not None:
+                struck.result(PATIENCE_S)
+                strike.judge(answer)
+                strike.undo()
             self._wait(self._is_well, "the instance did not become healthy again")
-            self._wait(lambda: self._worked(self._try(attempt, subject)), f"{operation} does not work when tried again")
+            self._wait(lambda: self.worked(self._try(attempt, subject)), f"{operation} does not work when tried again")
             self._check_canary()
         finally:
             self._fail_file.unlink(missing_ok=True)
+            if strike is not None:
+                strike.undo()
             self._key_of_create = ""
             self._wait(self._clean, "not everything could be ended")
         self._wait(self._is_settled, "rows, reservations and machines do not agree")
         return ""
 
     _key_of_create = ""
+
+    def _strike_when_reached(self, strike: "Strike") -> None:
+        mark = self._fail_file.with_suffix(".reached")
+        try:
+            self._wait(mark.exists, "the step was never reached", is_offer=True)
+            strike.act()
+        finally:
+            mark.unlink(missing_ok=True)
 
     def _do_create(self, subject: str) -> httpx.Response:
         self._key_of_create = self._key_of_create or secrets.token_hex(8)
@@ -127,11 +158,13 @@ class Drilled:
     def _do_fork(self, subject: str) -> httpx.Response:
         return self.api("POST", f"/sandboxes/{subject}/fork", json={"timeout": 600})
 
-    def _worked(self, answer: httpx.Response | None) -> bool:
+    def worked(self, answer: httpx.Response | None) -> bool:
         """Also 404 for a kill and 409 for a pause: the first try has done it."""
         if answer is None:
             return False
         is_repeat = (answer.request.method, answer.status_code) in (("DELETE", 404), ("POST", 409))
+        if answer.request.url.path.endswith("/fork") and answer.is_success:
+            return all("sandbox" in result for result in answer.json())
         return answer.is_success or (is_repeat and "creat" not in answer.text)
 
     def _try(self, attempt: Any, subject: str) -> httpx.Response | None:
@@ -157,15 +190,22 @@ class Drilled:
             from e2b import Sandbox
 
             self._canary = self.new_sandbox()
-            box = Sandbox.connect(self._canary, timeout=3600, **self._sdk)
+            box = self._canary_box = Sandbox.connect(self._canary, timeout=3600, **self._sdk)
             box.commands.run(CANARY, background=True, timeout=0)
-            box.files.write("/home/user/precious", "kept")
+            box.files.write(PRECIOUS, "kept")
+
+    def ask_canary(self) -> None:
+        """It can be reached, its file read and a command run in it, whatever the instance suffers from just now."""
+        # NOTE: not connected to anew: that sets its timeout, which is a write to the store.
+        box = self._canary_box
+        if box.commands.run(f"cat {PRECIOUS}").stdout != "kept":
+            raise Lost("the canary's file is not as it was written")
 
     def _check_canary(self) -> None:
         from e2b import Sandbox
 
         box = Sandbox.connect(self._canary, timeout=3600, **self._sdk)
-        if box.files.read("/home/user/precious") != "kept":
+        if box.files.read(PRECIOUS) != "kept":
             raise Lost("the canary's file is not as it was written")
         first = box.files.read("/tmp/beat")
         self._wait(lambda: box.files.read("/tmp/beat") != first, "the canary's process does not go on")
@@ -213,7 +253,15 @@ class Drilled:
 @contextmanager
 def drilled_instance(config: Config, runtime: str) -> Iterator[Drilled]:
     """Bring it up, and take it down with everything it made. Raises Internal."""
-    data_dir = Path(tempfile.mkdtemp(prefix="firebrick-drill-", dir="/var/tmp"))
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="firebrick-drill-", dir="/var/tmp"))
+        stack.callback(directory.rmdir)
+        # Mapped root of a container must pass through to its disk.
+        directory.chmod(0o711)
+        yield from _on_disk(config, runtime, stack.enter_context(small_disk(directory)))
+
+
+def _on_disk(config: Config, runtime: str, data_dir: Path) -> Iterator[Drilled]:
     for name in SHARED:
         (config.data_dir / name).mkdir(parents=True, exist_ok=True)
         (data_dir / name).symlink_to((config.data_dir / name).resolve())
@@ -234,9 +282,10 @@ def drilled_instance(config: Config, runtime: str) -> Iterator[Drilled]:
         yield drilled
     finally:
         drilled.close()
+        free(data_dir)
         done = drilled.firebrick("down")
-        if done.returncode == 0:
-            shutil.rmtree(data_dir)
+        if done.returncode != 0:
+            raise Internal(f"The drill's own instance in {data_dir} does not end: {(done.stdout + done.stderr)[-600:]}")
 
 
 def _free_prefix() -> str:
