@@ -24,6 +24,7 @@ from firebrick.control.workflows import (
     snapshot_create,
 )
 from firebrick.control.workflows.engine import Step
+from firebrick.model.sandbox import EndReason
 
 IDLE_COUNT = 10_000
 SPARE_DESCRIPTORS = 200
@@ -78,6 +79,7 @@ def all_faults() -> Iterator[Fault]:
     for role in ROLES:
         yield Fault(name=f"disk full, then kill -9 of {role}", during="rest", strike=partial(_dies_on_full_disk, role))
     yield Fault(name="kill -9 of the supervisor", during="rest", strike=_supervisor_dies)
+    yield Fault(name="reboot, simulated", during="rest", strike=_reboot, is_sample=True)
     yield Fault(name=f"database locked for {LOCKED_S:g} s", during="create", strike=_database_locked, is_sample=True)
     yield Fault(name=f"{IDLE_COUNT} idle connections to the edge", during="create", strike=_idle_connections)
 
@@ -129,6 +131,25 @@ def _dies_on_full_disk(role: str, drilled: Drilled) -> str:
     finally:
         free(drilled.data_dir)
     return drilled.operate("create")
+
+
+def _reboot(drilled: Drilled) -> str:
+    """What runs is told as lost with its node; what is paused, with its memory or without, comes back with its disk."""
+    ran = (drilled.canary, drilled.new_sandbox())
+    paused = {drilled.new_sandbox(): True, drilled.new_sandbox(): False}
+    for sandbox_id, memory in paused.items():
+        drilled.write(sandbox_id, sandbox_id)
+        drilled.pause(sandbox_id, memory=memory)
+    drilled.reboot()
+    for sandbox_id in ran:
+        reason = drilled.wait_ended(sandbox_id)["endReason"]
+        if reason != EndReason.NODE_LOST:
+            raise Lost(f"a sandbox that ran is told as ended by {reason}, not {EndReason.NODE_LOST}")
+    for sandbox_id, memory in paused.items():
+        if drilled.read(sandbox_id) != sandbox_id:
+            raise Lost(f"one that was paused {'with' if memory else 'without'} its memory lost its file")
+    drilled.operate("create")
+    return f"{len(ran)} told as {EndReason.NODE_LOST}, {len(paused)} paused came back"
 
 
 def _supervisor_dies(drilled: Drilled) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from firebrick.cli.drill_disk import free, small_disk
 from firebrick.config import Config, load_config
 from firebrick.linux.process import ProcessRef
 from firebrick.model.errors import FirebrickError, Internal
-from firebrick.supervisor.roles import Health, statuses
+from firebrick.supervisor.roles import SUPERVISOR, Health, Role, role_argv, running, statuses
 
 SHARED = ("templates", "tools")
 UP_TIMEOUT_S = 900
@@ -193,6 +194,54 @@ class Drilled:
             box = self._canary_box = Sandbox.connect(self._canary, timeout=3600, **self._sdk)
             box.commands.run(CANARY, background=True, timeout=0)
             box.files.write(PRECIOUS, "kept")
+
+    def reboot(self) -> None:
+        """Stop the roles as a power cut does, let the node's own tool do to this instance what a reboot does, and bring
+        it up again. Only processes that its own pid files name are ended here."""
+        for role in (SUPERVISOR, *Role):
+            ref = running(self._config, role)
+            if ref is not None:
+                ref.kill()
+                self._wait(lambda ref=ref: not ref.is_alive(), f"the {role} process does not end")
+        argv = [*role_argv(Role.NODE), "--lose-boot"]
+        done = subprocess.run(argv, env=self._env, capture_output=True, text=True, timeout=UP_TIMEOUT_S)
+        if done.returncode != 0:
+            raise Internal(f"The reboot could not be simulated: {(done.stdout + done.stderr)[-600:]}")
+        shutil.rmtree(self._config.run_dir)
+        self.up()
+        self._canary = ""
+
+    def write(self, sandbox_id: str, text: str) -> None:
+        """Into a file of a sandbox, which is resumed if it must be."""
+        self._box(sandbox_id).files.write(PRECIOUS, text)
+
+    def read(self, sandbox_id: str) -> str:
+        return str(self._box(sandbox_id).files.read(PRECIOUS))
+
+    def pause(self, sandbox_id: str, *, memory: bool) -> None:
+        """Raises NotOffered, Lost."""
+        answer = self.api("POST", f"/sandboxes/{sandbox_id}/pause", json={"memory": memory})
+        if answer.status_code == 501:
+            raise NotOffered(str(answer.json()["message"]))
+        if not answer.is_success:
+            raise Lost(f"it cannot be paused: {answer.text[:200]}")
+
+    def wait_ended(self, sandbox_id: str) -> dict[str, Any]:
+        """Why it ended, as the API tells it."""
+        self._wait(lambda: self.api("GET", f"/sandboxes/{sandbox_id}").status_code == 404, "it is not told as ended")
+        found: dict[str, Any] = self.api("GET", f"/sandboxes/{sandbox_id}/why").json()
+        return found
+
+    @property
+    def canary(self) -> str:
+        """The canary's id; it is made if there is none."""
+        self._prepare_canary()
+        return self._canary
+
+    def _box(self, sandbox_id: str) -> Any:
+        from e2b import Sandbox
+
+        return Sandbox.connect(sandbox_id, timeout=3600, **self._sdk)
 
     def ask_canary(self) -> None:
         """It can be reached, its file read and a command run in it, whatever the instance suffers from just now."""
