@@ -240,3 +240,18 @@ async def wait_gone(ref: ProcessRef) -> None:
             loop.remove_reader(descriptor)
     finally:
         os.close(descriptor)
+
+
+async def start_child(argv: Sequence[str | Path], *, pass_descriptors: Sequence[int]) -> asyncio.subprocess.Process:
+    """Start a process that ends with us: own session, our outputs, no variable of ours but PATH.
+
+    The caller waits for its end. Raises: CommandFailed when it cannot be started.
+    """
+    command = [str(part) for part in argv]
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "PYTHONPATH")}
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, env=kept, cwd="/", pass_fds=pass_descriptors, start_new_session=True
+        )
+    except OSError as exc:
+        raise CommandFailed(command, 127, str(exc)) from exc

@@ -7,7 +7,7 @@ for new sandboxes are those that the doctor proved.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from firebrick.builder.agent_image import agent_argv, agent_env
@@ -73,7 +73,12 @@ def build_drivers(config: Config) -> NodeDrivers:
     return NodeDrivers(
         runtimes=build_runtimes(config, instance),
         rootfs=OverlayRootfs(root=config.node_dir / "rootfs", instance=instance, disk_mib=config.default_disk_mib),
-        slots=NativeSlotPool(instance=instance, prefix=_prefix(config), size=config.slot_count),
+        slots=NativeSlotPool(
+            instance=instance,
+            prefix=_prefix(config),
+            size=config.slot_count,
+            name_servers=_ipv4(_name_servers(config)),
+        ),
         links=HttpGuestLink,
         images=images,
         agent=agent,
@@ -104,7 +109,7 @@ async def build_settings(config: Config, drivers: NodeDrivers) -> NodeSettings:
         node_id=load_node_id(config.node_dir),
         node_dir=config.node_dir,
         offered=offered,
-        dns_servers=tuple(server.strip() for server in config.dns_servers.split(",") if server.strip()),
+        dns_servers=_name_servers(config),
         start_concurrency=config.start_concurrency,
         cpu_overcommit=config.cpu_overcommit,
         memory_overcommit=config.memory_overcommit,
@@ -151,6 +156,21 @@ def _always_hot(config: Config, runtime: RuntimeName) -> tuple[WarmKey, ...]:
     """The newest base template, on the runtime that a create without a wish gets."""
     bases = [build for build in list_builds(config.templates_dir) if build.alias == BASE_ALIAS]
     return tuple(WarmKey(build_id=build.build_id, runtime=runtime, limits=build.limits) for build in bases[:1])
+
+
+def _name_servers(config: Config) -> tuple[str, ...]:
+    return tuple(server.strip() for server in config.dns_servers.split(",") if server.strip())
+
+
+def _ipv4(texts: tuple[str, ...]) -> tuple[IPv4Address, ...]:
+    """Those that a sandbox can reach: it has no IPv6."""
+    found = []
+    for text in texts:
+        try:
+            found.append(IPv4Address(text))
+        except ValueError:
+            continue
+    return tuple(found)
 
 
 def _prefix(config: Config) -> IPv4Network:

@@ -9,6 +9,7 @@ guest code can enter, translates to the slot's own address on the host; so the g
 guards it, and one memory snapshot fits every slot.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,7 +37,24 @@ class Slot:
     netns: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A connection that a slot's rules by name cut. `name` None: it named nothing. `count`: how many like it, since
+    the last that was told."""
+
+    slot_index: int
+    name: str | None
+    address: IPv4Address
+    port: int
+    reason: str
+    count: int
+
+
 class SlotPool(Protocol):
+    def on_refused(self, tell: Callable[[Refusal], None]) -> None:
+        """Whom to tell of what rules by name refuse; once, before `open`. A guest cannot make many of them."""
+        ...
+
     async def open(self, in_use: frozenset[int]) -> None:
         """Adopt slots that an earlier process of ours made (`in_use` belong to living machines and are not
         touched), remove what is broken, then fill the pool in the background."""
@@ -57,7 +75,10 @@ class SlotPool(Protocol):
 
     async def restrict(self, slot: Slot, egress: Egress) -> None:
         """Say where this guest may connect to until it is released, in place of what was said before, in one step.
-        What is open and no longer allowed is cut. Answers to the edge still pass. Idempotent."""
+        What is open and no longer allowed is cut. Answers to the edge still pass. Idempotent.
+
+        With `egress.names`, connections to ports 80 and 443 that are denied by address go through a process of ours
+        that reads whom they ask for. While it is away they do not pass. Raises NetworkFailed: the rules are not set."""
         ...
 
     @property

@@ -58,6 +58,11 @@ class Layout:
         """The kernel's number for "all links that are being removed"; 31 bits nobody else picks."""
         return int.from_bytes(hashlib.sha256(f"firebrick links {self.instance}".encode()).digest()[:4]) >> 1 | 1 << 30
 
+    @property
+    def filter_uid(self) -> int:
+        """The user that the name filter runs as: nobody else's, below those of machines in user namespaces."""
+        return 0x6FB0_0000 + int.from_bytes(hashlib.sha256(f"firebrick filter {self.instance}".encode()).digest()[:2])
+
     def slot_netns(self, index: int) -> str:
         return f"fb-{self.instance}-s{index}"
 

@@ -35,6 +35,7 @@ from firebrick.network.base import GUEST_INTERFACE, INSIDE_ADDRESS, INSIDE_GATEW
 from firebrick.network.layout import Layout
 from firebrick.network.marks import Marks
 from firebrick.network.rules import (
+    FILTER_PORT,
     INNER,
     OUTWARD_MTU_BYTES,
     UPLINK,
@@ -53,6 +54,8 @@ LO, SLOT_UPLINK, SLOT_INNER, GUEST_LINK = 1, 2, 3, 2
 
 LINK_MTU_BYTES = 65_520
 """Between host and guest nothing is a wire. Large packets cost gVisor and the edge a third to a half less a byte."""
+
+LISTEN_BACKLOG = 256
 
 GUEST_SETTINGS = (
     ("ipv6/conf/all/disable_ipv6", "1"),
@@ -77,10 +80,16 @@ class SlotMaker:
     """
 
     def __init__(
-        self, layout: Layout, marks: Marks, *, at_step_for_test_purposes_only: Callable[[str], None] | None = None
+        self,
+        layout: Layout,
+        marks: Marks,
+        *,
+        name_servers: Collection[IPv4Address] = (),
+        at_step_for_test_purposes_only: Callable[[str], None] | None = None,
     ) -> None:
         self._layout = layout
         self._marks = marks
+        self._name_servers = name_servers
         self._with_ipv6 = netns.has_ipv6()
         self._step = at_step_for_test_purposes_only or (lambda name: None)
 
@@ -96,7 +105,7 @@ class SlotMaker:
             self._marks.prepare()
             netns.prepare_names()
             with Nft() as nft:
-                nft.run(host_table(self._layout, indices, guarded_links))
+                nft.run(host_table(self._layout, indices, guarded_links, self._name_servers))
         except (OSError, NftFailed) as exc:
             raise NetworkFailed("The host's network rules could not be loaded.", detail=str(exc)) from exc
 
@@ -276,12 +285,23 @@ class SlotMaker:
         except (OSError, NftFailed) as exc:
             raise NetworkFailed(f"The network rules of slot {index} could not be set.", detail=str(exc)) from exc
 
+    def listen(self, index: int) -> socket.socket:
+        """The listening socket of the name filter, in the slot's namespace: which slot a connection comes from is
+        told by who accepts it. Only what the slot's rules send there gets to it. Raises OSError."""
+        return netns.call_inside(netns.NETNS_DIR / self._layout.slot_netns(index), _listen)
+
     def remove_host_rules(self) -> None:
         try:
             with Nft() as nft:
                 nft.run(delete_host_table(self._layout))
         except NftFailed as exc:
             raise NetworkFailed("The host's network rules could not be removed.", detail=str(exc)) from exc
+
+
+def _listen() -> socket.socket:
+    made = socket.create_server((INSIDE_GATEWAY, FILTER_PORT), backlog=LISTEN_BACKLOG)
+    made.setblocking(False)
+    return made
 
 
 def _inside(address: str) -> IPv4Interface:

@@ -7,10 +7,13 @@ slots behind. All that must survive our process is in the kernel and in `marks`;
 """
 
 import asyncio
+import errno
 import os
+import socket
 from collections import deque
-from collections.abc import Callable
-from ipaddress import IPv4Network
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from time import perf_counter
 from typing import Any
 
@@ -18,14 +21,19 @@ from firebrick.linux.netns import in_own_thread
 from firebrick.log import get_log
 from firebrick.model.egress import Egress
 from firebrick.model.errors import Invalid, NoCapacity
-from firebrick.network.base import NetworkFailed, Slot
+from firebrick.network.base import NetworkFailed, Refusal, Slot
 from firebrick.network.forwarding import Forwarding
 from firebrick.network.layout import Layout
 from firebrick.network.maker import SlotMaker
 from firebrick.network.marks import Marks
+from firebrick.network.name_filter.decision import Rules
+from firebrick.network.name_filter.keeper import FilterKeeper, FilterSettings
+from firebrick.network.rules import CLOSED
 
 ACQUIRE_WAIT_S = 5.0
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.05, 5.0
+LISTEN_TRIES_COUNT, LISTEN_RETRY_S = 20, 0.1
+"""A name filter that an earlier process of ours started ends with it, but not in the same moment."""
 MAKE_AHEAD_COUNT = 16
 """Slots made before the keeper looks again for released ones."""
 
@@ -44,10 +52,12 @@ class NativeSlotPool:
         instance: str,
         prefix: IPv4Network,
         size: int,
+        name_servers: Sequence[IPv4Address] = (),
         log: Any = None,
         at_step_for_test_purposes_only: Callable[[str], None] | None = None,
     ) -> None:
-        """Do nothing yet; `open` does. `size` 0 fits the pool to the machine's memory. Raises Invalid."""
+        """Do nothing yet; `open` does. `size` 0 fits the pool to the machine's memory. `name_servers` are those that
+        guests are told and that allowed names are looked up by. Raises Invalid."""
         self._layout = Layout(instance=instance, prefix=prefix)
         self.size = size or default_size(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         if not 0 < self.size <= self._layout.capacity_count:
@@ -57,9 +67,20 @@ class NativeSlotPool:
             )
         self._log = log or get_log("network")
         self._marks = Marks(instance)
+        self._name_servers = tuple(name_servers)
         self._maker = SlotMaker(
-            self._layout, self._marks, at_step_for_test_purposes_only=at_step_for_test_purposes_only
+            self._layout,
+            self._marks,
+            name_servers=self._name_servers,
+            at_step_for_test_purposes_only=at_step_for_test_purposes_only,
         )
+        settings = FilterSettings(
+            instance=instance,
+            user_id=self._layout.filter_uid,
+            closed=tuple(IPv4Network(network) for network in (*CLOSED, str(prefix))),
+            name_servers=self._name_servers,
+        )
+        self._filter = FilterKeeper(settings, self._marks, self._listen, self._log)
         self._forwarding = Forwarding(self._layout, self._marks, self._log)
         self._ready: deque[int] = deque()
         self._taken: set[int] = set()
@@ -70,6 +91,9 @@ class NativeSlotPool:
         self._work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_failure = ""
+
+    def on_refused(self, tell: Callable[[Refusal], None]) -> None:
+        self._filter.tell = tell
 
     async def open(self, in_use: frozenset[int]) -> None:
         """Load the host's rules, take over what is whole, and start filling.
@@ -84,6 +108,7 @@ class NativeSlotPool:
         self._taken = set(in_use)
         for index in in_use:
             self._marks.take_ready(index)
+        await self._filter.adopt(in_use)
         whole = sorted(survey.whole & indices - in_use)
         self._ready.extend(whole)
         self._leftover = set(survey.present - in_use) - set(whole)
@@ -166,7 +191,23 @@ class NativeSlotPool:
 
     async def restrict(self, slot: Slot, egress: Egress) -> None:
         """Undone by `release`, which makes the slot anew. Idempotent. Raises NetworkFailed."""
+        if egress.default_dns:
+            egress = replace(egress, dns=(*egress.dns, *self._name_servers))
+        # NOTE: once asked, the filter is told of every change: what it holds open may be allowed no longer.
+        if egress.names or self._filter.has(slot.index):
+            rules = Rules(names=egress.names, allow=egress.allow, deny=egress.deny)
+            await self._filter.put(slot.index, rules)
         await in_own_thread(lambda: self._maker.restrict(slot.index, egress))
+
+    async def _listen(self, index: int) -> socket.socket:
+        for _ in range(LISTEN_TRIES_COUNT):
+            try:
+                return await in_own_thread(lambda: self._maker.listen(index))
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+            await asyncio.sleep(LISTEN_RETRY_S)
+        return await in_own_thread(lambda: self._maker.listen(index))
 
     @property
     def free_count(self) -> int:
@@ -178,6 +219,7 @@ class NativeSlotPool:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._filter.close()
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -226,6 +268,9 @@ class NativeSlotPool:
         start = perf_counter()
         self._in_work |= batch
         try:
+            for index in batch:
+                # NOTE: its sockets would keep the namespace.
+                await self._filter.drop(index)
             await in_own_thread(lambda: self._maker.unmake(batch))
             self._leftover -= batch
         finally:

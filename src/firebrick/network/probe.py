@@ -16,7 +16,12 @@ table inet firebrick_trial {
         iifname . ip saddr @places ct direction original ct count over 4 reject with icmp type admin-prohibited
         tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     }
-    chain arriving { type nat hook prerouting priority dstnat; ip daddr 10.0.0.1 dnat ip to 10.0.0.2; }
+    chain arriving {
+        type nat hook prerouting priority dstnat;
+        ip daddr 10.0.0.1 dnat ip to 10.0.0.2
+        iifname "inner" tcp dport 80 redirect to :3128
+    }
+    chain output { type filter hook output priority -10; meta skuid 1 fib daddr type != unicast reject with tcp reset; }
     chain leaving { type nat hook postrouting priority srcnat; masquerade; }
 }
 """

@@ -8,14 +8,20 @@ The guest's own packets are judged twice: first in its slot namespace, which it 
 Only the host opens connections to a guest (edge, node agent). Refusals answer at once instead of by silence, so
 that a program in a sandbox fails in a millisecond and not in a minute.
 No rule is added when a machine starts: the host's sets name every slot of the pool from the beginning.
+
+Where names are allowed, what is denied by address and goes to port 80 or 443 is not refused but handed to the name
+filter, which listens in the slot namespace for this slot alone. There the rules above stay as they are: without the
+filter there is nobody to talk to, and nothing of a guest's passes.
 """
 
 import hashlib
 from collections.abc import Iterable
+from ipaddress import IPv4Address
 
 from firebrick.model.egress import Egress
 from firebrick.network.base import INSIDE_ADDRESS, INSIDE_GATEWAY
 from firebrick.network.layout import Layout
+from firebrick.network.name_filter.decision import NAMED_PORTS
 
 CLOSED = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
@@ -35,6 +41,8 @@ also clamp the segment size of connections that leave."""
 SLOT_TABLE = "firebrick"
 OPEN_CONNECTIONS_MAX_COUNT = 8192
 """Of one guest, outwards: the host's connection table is shared, and one guest must not fill it."""
+FILTER_PORT = 3128
+"""Where the name filter listens, at the guest's gateway; open only to connections that the rules sent there."""
 
 
 REFUSE = """
@@ -46,7 +54,9 @@ REFUSE = """
 """
 
 
-def host_table(layout: Layout, indices: Iterable[int], guarded_links: Iterable[str]) -> str:
+def host_table(
+    layout: Layout, indices: Iterable[int], guarded_links: Iterable[str], resolvers: Iterable[IPv4Address] = ()
+) -> str:
     """Replace the instance's table in one transaction; there is no moment without rules.
 
     Runs before the filters of other programs (priority -10). What they drop stays dropped: with nftables a
@@ -59,6 +69,7 @@ def host_table(layout: Layout, indices: Iterable[int], guarded_links: Iterable[s
     addresses = _elements(str(layout.address(index)) for index in slots)
     closed = _elements(dict.fromkeys((*CLOSED, str(layout.prefix))))
     guarded = _elements(f'"{link}"' for link in guarded_links)
+    servers = _elements(str(address) for address in dict.fromkeys(resolvers))
     return f"""
 table {name} {{}}
 delete table {name}
@@ -68,6 +79,7 @@ table {name} {{
     set slot_addresses {{ type ipv4_addr; {addresses} }}
     set closed {{ type ipv4_addr; flags interval; auto-merge; {closed} }}
     set guarded_links {{ type ifname; {guarded} }}
+    set resolvers {{ type ipv4_addr; {servers} }}
 {REFUSE}
     chain input {{
         type filter hook input priority -10; policy accept;
@@ -99,6 +111,19 @@ table {name} {{
         tcp flags & (syn | rst) == syn tcp option maxseg size set {OUTWARD_MTU_BYTES - 40}
         ct state established,related accept
         counter drop
+    }}
+    chain output {{
+        type filter hook output priority -10; policy accept;
+        meta skuid {layout.filter_uid} jump from_filter
+    }}
+    chain from_filter {{
+        # It dials for guests, so it may reach what they may; and name servers, wherever these are.
+        meta nfproto != ipv4 jump refuse
+        ip daddr @resolvers meta l4proto {{ tcp, udp }} th dport 53 accept
+        fib daddr type != unicast jump refuse
+        ip daddr @closed jump refuse
+        tcp dport {{ {", ".join(map(str, NAMED_PORTS))} }} accept
+        jump refuse
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -133,6 +158,7 @@ table inet {SLOT_TABLE} {{
     set allowed {{ type ipv4_addr; flags interval; auto-merge; }}
     set denied {{ type ipv4_addr; flags interval; auto-merge; }}
     set name_servers {{ type ipv4_addr; }}
+    set named_ports {{ type inet_service; }}
 {REFUSE}
     chain spoofed {{
         type filter hook prerouting priority raw; policy accept;
@@ -142,6 +168,12 @@ table inet {SLOT_TABLE} {{
     chain arriving {{
         type nat hook prerouting priority dstnat; policy accept;
         iifname "{UPLINK}" ip daddr {address} dnat ip to {INSIDE_ADDRESS}
+        iifname "{INNER}" tcp dport @named_ports jump to_filter
+    }}
+    chain to_filter {{
+        ip daddr @closed return
+        ip daddr @allowed return
+        ip daddr @denied meta l4proto tcp redirect to :{FILTER_PORT}
     }}
     chain leaving {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -181,6 +213,7 @@ table inet {SLOT_TABLE} {{
         type filter hook input priority filter; policy drop;
         # What no connection claims may come in from the host: the kernel then answers with a reset.
         iifname "{UPLINK}" accept
+        iifname "{INNER}" tcp dport {FILTER_PORT} ct status dnat goto counted
         jump refuse
     }}
 }}
@@ -189,7 +222,12 @@ table inet {SLOT_TABLE} {{
 
 def egress_rules(egress: Egress) -> str:
     """Fill a slot's sets anew, in one transaction. Lasts as long as the slot namespace."""
-    sets: dict[str, Iterable[object]] = {"allowed": egress.allow, "denied": egress.deny, "name_servers": egress.dns}
+    sets: dict[str, Iterable[object]] = {
+        "allowed": egress.allow,
+        "denied": egress.deny,
+        "name_servers": egress.dns,
+        "named_ports": NAMED_PORTS if egress.names else (),
+    }
     lines = []
     for name, values in sets.items():
         lines.append(f"flush set inet {SLOT_TABLE} {name}")

@@ -1,12 +1,13 @@
 """A slot pool without a kernel: loopback addresses and counted places, for tests and simulated nodes."""
 
 from collections import deque
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from firebrick.model.egress import EVERYWHERE, OPEN, Egress
 from firebrick.model.errors import NoCapacity
-from firebrick.network.base import Slot
+from firebrick.network.base import Refusal, Slot
 
 LARGEST_SIZE = 65_000
 FIRST_ADDRESS = IPv4Address("127.111.0.1")
@@ -20,6 +21,14 @@ class SimSlotPool:
         self._ready: deque[int] = deque()
         self._taken: set[int] = set()
         self._egress: dict[int, Egress] = {}
+        self._tell: Callable[[Refusal], None] = lambda refusal: None
+
+    def on_refused(self, tell: Callable[[Refusal], None]) -> None:
+        self._tell = tell
+
+    def refuse(self, refusal: Refusal) -> None:
+        """What a simulated guest was refused."""
+        self._tell(refusal)
 
     async def open(self, in_use: frozenset[int]) -> None:
         self._taken = set(in_use)

@@ -1,7 +1,7 @@
 """What one machine says: its console, and its guest agent's entries, which are asked for now and then."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from firebrick.clock import Clock
 from firebrick.guestlink.base import GuestLink, GuestSilent
@@ -88,6 +88,10 @@ class MachineLog:
         """Everything, as far as it is kept, oldest first."""
         await self._pull(TIMEOUT_S)
         return self._ring.entries()
+
+    def note(self, level: str, message: str, fields: Mapping[str, str]) -> None:
+        """A line of our own, of what was done to the sandbox from outside."""
+        self._console.note(LogEntry(timestamp=self._clock.now(), level=level, message=message, fields=fields))
 
     def last_words(self) -> str:
         return "\n".join(entry.message for entry in self._ring.entries()[-5:])

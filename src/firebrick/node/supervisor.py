@@ -21,6 +21,7 @@ from firebrick.model.egress import Egress
 from firebrick.model.errors import DiskFull, FirebrickError, Invalid, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import ExitCause, MachineExit, RuntimeName
+from firebrick.network.base import Refusal
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.exits import ExitBroadcast
@@ -99,6 +100,7 @@ class NodeAgent:
         self._settings.machines_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         recovered = await recover(self._drivers, self._records)
         kept = recovered.adopt + recovered.resisting
+        self._drivers.slots.on_refused(self._connection_refused)
         await self._drivers.slots.open(frozenset(r.slot_index for r in kept if r.slot_index is not None))
         await self._drivers.rootfs.open()
         await self._snapshots.open()
@@ -388,6 +390,16 @@ class NodeAgent:
             if actor.sandbox_id is not None and self._entry_of(actor) is not None:
                 del self._entries[actor.sandbox_id]
         self._pool.poke()
+
+    def _connection_refused(self, refusal: Refusal) -> None:
+        """Tell the sandbox's owner whom it may not talk to."""
+        for actor in self._actors.values():
+            if actor.sandbox_id is not None and actor.machine.record.slot_index == refusal.slot_index:
+                host = refusal.name or str(refusal.address)
+                fields = {"source": "network", "host": host, "address": str(refusal.address)}
+                fields |= {"port": str(refusal.port), "count": str(refusal.count)}
+                message = f"A connection to {host} on port {refusal.port} was refused: {refusal.reason}."
+                actor.log.note("warn", message, fields)
 
     def _actor_kept(self, actor: SandboxActor) -> None:
         self._kept.add(actor.machine.record)

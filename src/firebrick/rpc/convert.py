@@ -72,6 +72,8 @@ def egress_to_wire(item: Egress) -> pb.Egress:
         allow=[str(network) for network in item.allow],
         deny=[str(network) for network in item.deny],
         dns=[str(address) for address in item.dns],
+        names=item.names,
+        default_dns=item.default_dns,
     )
 
 
@@ -80,6 +82,8 @@ def egress_from_wire(wire: pb.Egress) -> Egress:
         allow=tuple(IPv4Network(text) for text in wire.allow),
         deny=tuple(IPv4Network(text) for text in wire.deny),
         dns=tuple(IPv4Address(text) for text in wire.dns),
+        names=tuple(wire.names),
+        default_dns=wire.default_dns,
     )
 
 

@@ -49,14 +49,18 @@ class Limits(_message.Message):
     def __init__(self, millicpu: _Optional[int] = ..., memory_mib: _Optional[int] = ..., disk_mib: _Optional[int] = ..., process_count: _Optional[int] = ...) -> None: ...
 
 class Egress(_message.Message):
-    __slots__ = ("allow", "deny", "dns")
+    __slots__ = ("allow", "deny", "dns", "names", "default_dns")
     ALLOW_FIELD_NUMBER: _ClassVar[int]
     DENY_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_DNS_FIELD_NUMBER: _ClassVar[int]
     allow: _containers.RepeatedScalarFieldContainer[str]
     deny: _containers.RepeatedScalarFieldContainer[str]
     dns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., dns: _Optional[_Iterable[str]] = ...) -> None: ...
+    names: _containers.RepeatedScalarFieldContainer[str]
+    default_dns: bool
+    def __init__(self, allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., dns: _Optional[_Iterable[str]] = ..., names: _Optional[_Iterable[str]] = ..., default_dns: _Optional[bool] = ...) -> None: ...
 
 class StartSandboxRequest(_message.Message):
     __slots__ = ("sandbox_id", "build_id", "limits", "env", "access_token", "runtime", "egress", "metadata", "template_id", "snapshot_id", "drop_memory")

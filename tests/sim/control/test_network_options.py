@@ -33,6 +33,24 @@ async def test_options_are_told_back_and_reach_node_and_edge(client: httpx.Async
     assert again["trafficAccessToken"] == token
 
 
+async def test_domains_are_told_back_as_they_were_asked(client: httpx.AsyncClient, running: Running) -> None:
+    """At create and in an update, which needs all else denied; the node gets them in their one spelling."""
+    options = {"allowOut": ["Example.COM", "*.bücher.test", "1.2.3.4"], "denyOut": ["0.0.0.0/0"]}
+    sandbox_id = SandboxId((await create(client, network=options))["sandboxID"])
+    path = f"/sandboxes/{sandbox_id}"
+    assert (await client.get(path)).json()["network"] == options
+    egress = running.world.node.requests[sandbox_id].egress
+    assert (egress.names, egress.default_dns) == (("example.com", "*.xn--bcher-kva.test"), True)
+    refused = await client.put(f"{path}/network", json={"allowOut": ["other.test"]})
+    assert (refused.status_code, "ALL_TRAFFIC" in refused.json()["message"]) == (400, True)
+    refused = await client.put(f"{path}/network", json={"denyOut": ["other.test"]})
+    assert (refused.status_code, refused.json()["message"]) == (400, "invalid denied CIDR other.test")
+    changed = await client.put(f"{path}/network", json={"allowOut": ["other.test"], "allow_internet_access": False})
+    assert changed.status_code == 204
+    assert running.world.node.egress[sandbox_id].names == ("other.test",)
+    assert (await client.get(path)).json()["network"] == {"allowOut": ["other.test"]}
+
+
 async def test_a_public_sandbox_has_no_traffic_token(client: httpx.AsyncClient, running: Running) -> None:
     """The field is there and null, as E2B has it."""
     made = await create(client)

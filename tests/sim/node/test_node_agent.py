@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from firebrick.model.egress import CLOSED
 from firebrick.model.errors import FirebrickError, Internal, Invalid, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import BuildId, new_sandbox_id
 from firebrick.model.machine import ExitCause, RuntimeName
+from firebrick.network.base import Refusal
+from firebrick.node.guest_log import read_log_file
 from firebrick.node.recovery import end_everything
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rpc.node_api import PauseSandbox
@@ -181,6 +184,27 @@ async def test_no_internet_is_denied_before_the_guest_knows_anything(world: Worl
     index = world.stored()[started.machine_id].slot_index
     assert index is not None
     assert world.slots.is_denied(world.slots.slot(index))
+
+
+async def test_the_owner_reads_whom_a_sandbox_may_not_talk_to(world: World, agent: NodeAgent) -> None:
+    """In its own log, and in no other's; a restart of the agent keeps it."""
+    started, other = await agent.start_sandbox(request()), await agent.start_sandbox(request())
+    index = world.stored()[started.machine_id].slot_index
+    assert index is not None
+    world.slots.refuse(
+        Refusal(
+            slot_index=index, name="other.test", address=IPv4Address("1.2.3.4"), port=443, reason="no", count=3
+        )
+    )  # fmt: skip
+    entries = await agent.read_logs(started.sandbox_id, start_ms=0, limit=10)
+    (entry,) = [item for item in entries if item.fields.get("source") == "network"]
+    assert (entry.level, entry.message) == ("warn", "A connection to other.test on port 443 was refused: no.")
+    assert entry.fields == {
+        "source": "network", "host": "other.test", "address": "1.2.3.4", "port": "443", "count": "3",
+    }  # fmt: skip
+    assert entry not in await agent.read_logs(other.sandbox_id, start_ms=0, limit=10)
+    machine = world.settings.machines_dir / started.machine_id
+    assert entry in read_log_file(machine / "console.jsonl")
 
 
 async def test_usage_comes_from_the_host(world: World, agent: NodeAgent) -> None:

@@ -30,12 +30,36 @@ def test_addresses_networks_and_name_servers() -> None:
     assert found.dns == (IPv4Address("1.1.1.1"),)
 
 
+def test_domains_are_names_and_open_the_nodes_name_servers() -> None:
+    """In one spelling, each once; unless the owner chose name servers, if only none."""
+    options: dict[str, Any] = {"allowOut": ["Example.com.", "8.8.8.8", "example.com", "*.bücher.test", "*"]}
+    found = egress_of(False, options)
+    assert found.names == ("example.com", "*.xn--bcher-kva.test", "*")
+    assert found.allow == (IPv4Network("8.8.8.8/32"),)
+    assert found.default_dns
+    assert not egress_of(False, options | {"dnsServers": []}).default_dns
+    assert not egress_of(False, {"allowOut": ["8.8.8.8"]}).default_dns
+    assert check_network(options, allow_internet_access=False, secure=True) == ()
+
+
 @pytest.mark.parametrize(
     ("network", "told"),
     [
         ({"denyOut": ["nonsense"]}, "invalid denied CIDR nonsense"),
         ({"denyOut": ["1.2.3.4/33"]}, "invalid denied CIDR 1.2.3.4/33"),
-        ({"allowOut": ["no domain!"]}, "invalid allowed address"),
+        ({"allowOut": ["no domain!"]}, "invalid allowed address no domain!"),
+        ({"allowOut": ["*.*.com"]}, "invalid allowed address"),
+        ({"allowOut": ["a.*.com"]}, "invalid allowed address"),
+        ({"allowOut": ["*.8.8.8.8"]}, "invalid allowed address"),
+        ({"allowOut": ["8.8.8.8.8"]}, "invalid allowed address"),
+        ({"allowOut": ["https://example.com"]}, "invalid allowed address"),
+        ({"allowOut": ["example.com:443"]}, "invalid allowed address"),
+        ({"allowOut": ["-a.com"]}, "invalid allowed address"),
+        ({"allowOut": ["a" * 64 + ".com"]}, "invalid allowed address"),
+        ({"allowOut": ["a\u200d.com"]}, "invalid allowed address"),
+        ({"allowOut": [""]}, "invalid allowed address"),
+        ({"allowOut": ["."]}, "invalid allowed address"),
+        ({"denyOut": ["example.com", "0.0.0.0/0"]}, "invalid denied CIDR example.com"),
         ({"allowOut": ["example.com"], "denyOut": ["10.0.0.0/8"]}, "ALL_TRAFFIC"),
         ({"dnsServers": ["::1"]}, "not an IPv4 address"),
         ({"dnsServers": ["1.1.1.1"] * 11}, "at most 10"),
@@ -59,7 +83,7 @@ def test_no_public_traffic_needs_a_secured_agent() -> None:
 
 
 def test_what_is_missing_is_named_once() -> None:
-    """Domains, rules and proxies are understood and not here."""
+    """Rules and proxies are understood and not here."""
     network = {
         "allowOut": ["example.com", "*.example.org", "8.8.8.8"],
         "rules": {"example.com": [{}]},
@@ -67,7 +91,6 @@ def test_what_is_missing_is_named_once() -> None:
         "maskRequestHost": "localhost:${PORT}",
     }
     assert check_network(network, allow_internet_access=False, secure=True) == (
-        "network.allowOut with domains",
         "network.rules",
         "network.egressProxy",
     )
