@@ -16,7 +16,7 @@ from e2b.sandbox_sync.commands.command_handle import CommandResult
 
 from firebrick.network.layout import instance_name
 from tests.support.certificates import self_signed
-from tests.support.instance import Instance, instance
+from tests.support.instance import Instance, fill_cache, instance
 from tests.support.lab import PUBLIC_ADDRESS, Lab, lab_host, listen_in
 from tests.support.name_server import answering, filters
 from tests.support.runtimes import missing_runtime
@@ -72,6 +72,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     runtime: str = request.param
     if why := missing_runtime(runtime):
         pytest.skip(why)
+    fill_cache()
     with ExitStack() as stack:
         lab = stack.enter_context(lab_host())
         stack.callback(Internet(lab, self_signed(tmp_path_factory.mktemp("tls"))).close)

@@ -4,6 +4,7 @@ Templates and tools are shared through a cache directory (`FIREBRICK_TEST_CACHE`
 template takes minutes and is the same for all; everything else is new and is removed at the end.
 """
 
+import asyncio
 import json
 import os
 import random
@@ -20,6 +21,9 @@ from typing import Any
 
 import httpx
 
+from firebrick.builder.agent_image import build_agent_image
+from firebrick.builder.base_template import build_base_template
+from firebrick.config import Config
 from tests.support.environment import clean_environ
 from tests.support.leaks import RUN_MARK, marked_processes
 
@@ -93,6 +97,17 @@ def free_prefix() -> str:
     if not free:
         raise RuntimeError("every /16 from 10.64.0.0 to 10.127.0.0 is routed")
     return f"10.{random.choice(free)}.{16 * random.randrange(16)}.0/20"
+
+
+def fill_cache() -> None:
+    """Build what instances share, as far as it is not there: for those that are brought up where no mirror is."""
+    with tempfile.TemporaryDirectory(prefix="firebrick-", dir="/var/tmp") as name:
+        config = Config(data_dir=Path(name))
+        for shared in SHARED:
+            (CACHE / shared).mkdir(parents=True, exist_ok=True)
+            (config.data_dir / shared).symlink_to(CACHE / shared)
+        asyncio.run(build_agent_image(config.tools_dir / "agent", mirror=None))
+        asyncio.run(build_base_template(config, progress=lambda step, part: None))
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from firebrick.linux.unprivileged import become
 from firebrick.network.name_filter.process import NameFilterProcess
 from firebrick.network.name_filter.resolver import Resolver
 
+FILES_COUNT = 1 << 17
+"""Two for each connection of more than a hundred sandboxes."""
+
 
 async def run(link: socket.socket, closed: list[str], name_servers: list[str]) -> None:
     await NameFilterProcess(
@@ -23,12 +26,21 @@ async def run(link: socket.socket, closed: list[str], name_servers: list[str]) -
     ).run()
 
 
+def raise_file_limit() -> None:
+    """So that one sandbox with all its connections leaves descriptors for the others."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, FILES_COUNT), max(hard, FILES_COUNT)))
+    except (ValueError, OSError):
+        # Root of a container may raise it no further than its host did.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> int:
     """Arguments: the instance, for who reads the list of processes; the socket; the settings."""
     _, _, descriptor, settings = sys.argv
     log.configure("info", "name_filter")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     asked = json.loads(settings)
     link = socket.socket(fileno=int(descriptor))
     link.setblocking(False)

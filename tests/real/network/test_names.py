@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import random
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from firebrick.model.egress import EVERYWHERE, Egress
 from firebrick.network.base import INSIDE_GATEWAY, Refusal, Slot
 from firebrick.network.layout import Layout
 from firebrick.network.name_filter.decision import Reason
+from firebrick.network.name_filter.process import OPEN_COUNT
 from firebrick.network.pool import NativeSlotPool
 from firebrick.network.rules import FILTER_PORT
 from tests.real.network.conftest import PREFIX, MakePool
@@ -325,3 +327,42 @@ async def test_refusals_are_told_and_bounded(lab: Lab, named_pool: NativeSlotPoo
         (slot.index, "other.test", 80, Reason.NOT_ALLOWED),
         (slot.index, "private.test", 80, Reason.CLOSED),
     ]
+
+
+async def test_a_guest_with_too_many_connections_stops_only_itself(
+    lab: Lab, named_pool: NativeSlotPool, web: Echo
+) -> None:
+    """One more than it may have is cut, and told; those it has and its neighbour's go on."""
+    told: list[Refusal] = []
+    named_pool.on_refused(told.append)
+    slot, neighbour = await named_pool.acquire(), await named_pool.acquire()
+    for one in (slot, neighbour):
+        await named_pool.restrict(one, names("allowed.test"))
+    idle = [client(lab, slot) for _ in range(OPEN_COUNT)]
+    for caller in idle:
+        await dial(caller, SOMEWHERE, 80)
+    assert await say(lab, slot, request("allowed.test")) == b""
+    assert await say(lab, neighbour, request("allowed.test")) == request("allowed.test")
+    assert await ask(idle[0], request("allowed.test")) == request("allowed.test")
+    await wait_for(lambda: [item.reason for item in told] == [Reason.TOO_MANY])
+
+
+async def test_no_bytes_of_a_guest_stop_the_filter(
+    lab: Lab, named_pool: NativeSlotPool, web: Echo, tls: Echo, instance: str
+) -> None:
+    """Whatever comes first, the process that answers the next guest is the same."""
+    slot = await named_pool.acquire()
+    await named_pool.restrict(slot, names("allowed.test"))
+    before = filters(instance)
+    rubbish = random.Random(7)
+    whole = {80: request("allowed.test"), 443: client_hello("allowed.test")}
+    for port, head in whole.items():
+        for _ in range(40):
+            cut = rubbish.randrange(len(head))
+            noise = rubbish.randbytes(rubbish.choice((1, 60, 2000)))
+            with client(lab, slot) as caller:
+                await dial(caller, SOMEWHERE, port)
+                await asyncio.get_running_loop().sock_sendall(caller, head[:cut] + noise)
+    for port, head in whole.items():
+        assert await say(lab, slot, head, port) == head
+    assert filters(instance) == before
