@@ -8,22 +8,34 @@ from typing import Any
 
 import pytest
 
-from firebrick.control.workflows import grace_bin, sandbox_fork, sandbox_pause, sandbox_resume, snapshot_create
+from firebrick.control.workflows import (
+    grace_bin,
+    sandbox_fork,
+    sandbox_kill,
+    sandbox_pause,
+    sandbox_resume,
+    snapshot_create,
+    snapshot_delete,
+)
 from firebrick.control.workflows.engine import Step, run_workflow
 from firebrick.control.workflows.grace_bin import BinEntry
 from firebrick.control.workflows.sandbox_fork import SandboxFork
+from firebrick.control.workflows.sandbox_kill import SandboxKill
 from firebrick.control.workflows.sandbox_pause import SandboxPause
 from firebrick.control.workflows.sandbox_resume import SandboxResume
 from firebrick.control.workflows.snapshot_create import SnapshotCreate
+from firebrick.control.workflows.snapshot_delete import SnapshotDelete
 from firebrick.model.errors import Internal, Unavailable
 from firebrick.model.ids import new_sandbox_id, new_snapshot_id, new_template_id
-from firebrick.model.sandbox import Sandbox, SandboxState
+from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
 from firebrick.model.snapshot import Snapshot, SnapshotState
+from firebrick.store.snapshots import snapshot_list_all, snapshot_mark_deleting
 from tests.support.control import Running, World, run_control
 from tests.support.wait import wait_for
 
 PAUSE = (*sandbox_pause.BEGIN, *sandbox_pause.SETTLE)
 RESUME, SNAPSHOT, FORK, DISCARD = sandbox_resume.STEPS, snapshot_create.STEPS, sandbox_fork.STEPS, grace_bin.DISCARD
+BINNING, DELETE = (*sandbox_kill.BEGIN, *sandbox_kill.FINISH), snapshot_delete.STEPS
 
 
 async def paused(running: Running) -> Sandbox:
@@ -202,6 +214,110 @@ async def test_a_discard_cut_off_is_finished(world: World, count: int) -> None:
     async with run_control(world) as second:
         await settle(second)
         assert len(world.node.kept) == (1 if count == 0 else 0)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("index", range(len(DISCARD)), ids=[step.name for step in DISCARD])
+async def test_a_discard_that_fails_is_finished(running: Running, index: int, after: bool) -> None:
+    """By the next sweep; what was not closed yet can be recovered until then."""
+    sandbox = await binned(running)
+    chain = [doubled(step) for step in DISCARD[:index]] + [broken(doubled(DISCARD[index]), after=after)]
+    with pytest.raises(Unavailable, match="injected"):
+        await run_workflow("test", chain, discarding(running, sandbox))
+    if index == 0 and not after:
+        await running.control.pausing.recover(running.team.team_id, sandbox.sandbox_id)
+        await settle(running)
+        assert [row.sandbox_id for row in await running.living()] == [sandbox.sandbox_id]
+    else:
+        await settle(running)
+        assert running.world.node.kept == {}
+
+
+def ending(running: Running, sandbox: Sandbox) -> SandboxKill:
+    return SandboxKill(platform=running.control.platform, sandbox_id=sandbox.sandbox_id, reason=EndReason.TIMEOUT)
+
+
+async def assert_recoverable(running: Running, sandbox: Sandbox) -> None:
+    """Its timeout ended it, and it comes back with its disk."""
+    await settle(running)
+    assert await running.living() == []
+    assert (await running.row(sandbox.sandbox_id)).end_reason is EndReason.TIMEOUT
+    await running.control.pausing.recover(running.team.team_id, sandbox.sandbox_id)
+    await settle(running)
+    assert [row.state for row in await running.living()] == [SandboxState.PAUSED]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("index", range(len(BINNING)), ids=[f"{n}-{step.name}" for n, step in enumerate(BINNING)])
+async def test_the_way_into_the_grace_bin_may_fail_anywhere(running: Running, index: int, after: bool) -> None:
+    """A timeout whose kill fails at any step, each done twice, is finished behind; the disk is in the bin."""
+    sandbox = await running.create()
+    chain = [doubled(step) for step in BINNING[:index]] + [broken(doubled(BINNING[index]), after=after)]
+    with pytest.raises(Unavailable, match="injected"):
+        await run_workflow("test", chain, ending(running, sandbox))
+    if (await running.row(sandbox.sandbox_id)).state is SandboxState.RUNNING:
+        # It failed before anything was decided: the next look at the clock decides again.
+        await run_workflow("test", BINNING, ending(running, sandbox))
+    running.control.platform.signals.endings.poke()
+    await assert_recoverable(running, sandbox)
+
+
+@pytest.mark.parametrize("count", range(1, len(BINNING) + 1))
+async def test_the_way_into_the_grace_bin_cut_off_is_finished(world: World, count: int) -> None:
+    """The control plane dies after any step of it: the next finishes, and the disk is in the bin."""
+    async with run_control(world) as first:
+        sandbox = await first.create()
+        context = ending(first, sandbox)
+        for step in BINNING[:count]:
+            await step.act(context)
+    world.catalog.routes.clear()
+    async with run_control(world) as second:
+        await assert_recoverable(second, sandbox)
+
+
+async def deleting(running: Running) -> SnapshotDelete:
+    """One that its owner deleted just now: marked, and gone for everybody."""
+    sandbox = await running.create()
+    snapshot = await running.control.snapshots.create(
+        running.team, sandbox.sandbox_id, name="saved", keep_memory=True
+    )  # fmt: skip
+    async with running.control.platform.database.write() as tx:
+        await snapshot_mark_deleting(tx, (snapshot.snapshot_id,))
+    return SnapshotDelete(platform=running.control.platform, snapshot=snapshot)
+
+
+async def assert_deleted(running: Running) -> None:
+    """Neither row nor node has it, and its name is free."""
+    await settle(running)
+    async with running.control.platform.database.read() as tx:
+        assert await snapshot_list_all(tx) == ()
+    assert running.world.node.snapshots == {}
+    (living,) = await running.living()
+    await running.control.snapshots.create(running.team, living.sandbox_id, name="saved", keep_memory=True)
+    await settle(running)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("index", range(len(DELETE)), ids=[step.name for step in DELETE])
+async def test_a_snapshot_delete_that_fails_is_finished(running: Running, index: int, after: bool) -> None:
+    """At any step, each done twice."""
+    delete = await deleting(running)
+    chain = [doubled(step) for step in DELETE[:index]] + [broken(doubled(DELETE[index]), after=after)]
+    with pytest.raises(Unavailable, match="injected"):
+        await run_workflow("test", chain, delete)
+    await assert_deleted(running)
+
+
+@pytest.mark.parametrize("count", range(len(DELETE) + 1))
+async def test_a_snapshot_delete_cut_off_is_finished(world: World, count: int) -> None:
+    """The control plane dies after any step."""
+    async with run_control(world) as first:
+        delete = await deleting(first)
+        first.control.platform.at_work.update([delete.snapshot.snapshot_id])
+        for step in DELETE[:count]:
+            await step.act(delete)
+    async with run_control(world) as second:
+        await assert_deleted(second)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

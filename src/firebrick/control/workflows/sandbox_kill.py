@@ -55,7 +55,7 @@ async def insist(change: Callable[[], Awaitable[bool]]) -> bool:
 
 
 async def _mark(kill: SandboxKill) -> None:
-    kill.has_begun = await insist(lambda: _mark_once(kill))
+    kill.has_begun = await insist(lambda: _mark_once(kill)) or kill.has_begun
 
 
 async def _mark_once(kill: SandboxKill) -> bool:
