@@ -5,7 +5,7 @@ async with open_control_plane(config, catalog=…, node_clients={…}, clock=…
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from firebrick.catalog.base import CatalogWriter
@@ -25,6 +25,7 @@ from firebrick.control.background.sample_teams import SampleTeams
 from firebrick.control.background.sample_usage import SampleUsage
 from firebrick.control.background.sweep_snapshots import SweepSnapshots
 from firebrick.control.background.sync_nodes import SyncNodes
+from firebrick.control.background.taking_turns import TakingTurns
 from firebrick.control.background.watch_exits import WatchExits
 from firebrick.control.identity import IdentityService
 from firebrick.control.jwts import Jwts
@@ -38,6 +39,7 @@ from firebrick.control.pausing import PauseService
 from firebrick.control.platform import Platform
 from firebrick.control.samples import LatestUsage
 from firebrick.control.sandboxes import SandboxService
+from firebrick.control.signals import Waker
 from firebrick.control.snapshots import SnapshotService
 from firebrick.control.teams import TeamService, ensure_default_team
 from firebrick.control.templates import TemplateService
@@ -85,14 +87,18 @@ class ControlPlane:
             Reconciler("sync_nodes", SyncNodes(platform, exits).round, clock, signals.nodes),
             Reconciler("finish_sandboxes", finish.round, clock, signals.endings),
             Reconciler("expire_sandboxes", ExpireSandboxes(platform).round, clock, signals.expiry),
-            Reconciler("sample_usage", SampleUsage(platform, latest).round, clock),
-            Reconciler("sample_teams", SampleTeams(platform).round, clock),
-            Reconciler("empty_grace_bin", EmptyGraceBin(platform).round, clock),
-            Reconciler("sweep_snapshots", sweep.round, clock, signals.snapshots),
-            Reconciler("forget_ended", ForgetEnded(platform, self.audit).round, clock),
+            self._in_turn("sample_usage", SampleUsage(platform, latest).round),
+            self._in_turn("sample_teams", SampleTeams(platform).round),
+            self._in_turn("empty_grace_bin", EmptyGraceBin(platform).round),
+            self._in_turn("sweep_snapshots", sweep.round, signals.snapshots),
+            self._in_turn("forget_ended", ForgetEnded(platform, self.audit).round),
             Reconciler("note_key_use", NoteKeyUse(self.keys).round, clock),
             *(Reconciler(f"watch_exits:{node_id}", watch.round, clock) for node_id, watch in exits.items()),
         )
+
+    def _in_turn(self, name: str, round: Callable[[], Awaitable[float]], waker: Waker | None = None) -> Reconciler:
+        """One that only one control plane runs at a time, when several share the store."""
+        return Reconciler(name, TakingTurns(self.platform, name, round).round, self.platform.clock, waker)
 
     async def _wake(self, sandbox_id: SandboxId) -> None:
         """For the edge; see `PauseService.wake`."""

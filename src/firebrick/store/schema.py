@@ -320,3 +320,11 @@ team_samples = Table(
     Column("start_rate", Float, nullable=False),
     Index(None, "at"),
 )
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("until", UtcTime, nullable=False),
+)

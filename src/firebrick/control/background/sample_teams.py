@@ -7,6 +7,7 @@ from firebrick.model.ids import TeamId
 from firebrick.store.samples import TeamSample, team_count_running, team_count_started, team_sample_insert
 
 ROUND_S = 15.0
+LONGEST_GAP_S = 150.0
 
 
 class SampleTeams:
@@ -20,7 +21,8 @@ class SampleTeams:
     async def round(self) -> float:
         now = self._platform.clock.now()
         before, self._last_at = self._last_at, now
-        if before is None or before >= now:
+        if before is None or before >= now or (now - before).total_seconds() > LONGEST_GAP_S:
+            # The first look, or the first after another control plane's.
             return ROUND_S
         elapsed_s = (now - before).total_seconds()
         async with self._platform.database.read() as tx:

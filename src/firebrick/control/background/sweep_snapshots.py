@@ -4,6 +4,7 @@ Which chunks of a deleted snapshot are needed by no other is the node's own affa
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from firebrick.control.platform import Platform
 from firebrick.control.workflows.snapshot_delete import delete_snapshot
@@ -20,6 +21,8 @@ from firebrick.store.snapshots import (
 )
 
 ROUND_S = 5.0
+ABANDONED = timedelta(minutes=30)
+"""A fork into a hundred takes minutes; none takes this long."""
 ORPHAN_ROUND_COUNT = 6
 """Rounds between two looks at what the nodes have."""
 
@@ -27,7 +30,8 @@ log = get_log("control.snapshots")
 
 
 class SweepSnapshots:
-    """`is_only_one`: no other control plane shares the store, so a snapshot that nobody here takes is abandoned."""
+    """`is_only_one`: no other control plane shares the store, so a snapshot that nobody here takes is abandoned. With
+    others it is when it is too old to be anybody's work."""
 
     def __init__(self, platform: Platform, *, is_only_one: bool) -> None:
         self._platform = platform
@@ -47,7 +51,7 @@ class SweepSnapshots:
                 continue
             if row.state is SnapshotState.DELETING:
                 await self._delete(row)
-            elif self._is_only_one:
+            elif self._is_only_one or platform.clock.now() - row.created_at > ABANDONED:
                 async with platform.database.write() as tx:
                     await snapshot_mark_deleting(tx, (row.snapshot_id,))
                 await self._delete(row)
