@@ -27,6 +27,10 @@ from firebrick.linux.loop import data_extents
 from firebrick.model.errors import Internal
 
 CHUNK_BYTES = 1 << 20
+"""Of new files (benchmarks/chunks.py): larger store more of what did not change, smaller cost more keys, and neither is
+faster. A manifest says its own, so older ones stay readable when this changes."""
+
+CHUNK_BOUNDS_BYTES = (1 << 16, 1 << 24)
 LEVEL = 1
 """zstd's fastest: 490 MB/s of libraries on one core and 13 % larger than level 3, which does 320 MB/s."""
 
@@ -57,20 +61,25 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`size_bytes` with holes; `stored_bytes`: what this save added to the store, packed; `about`: the owner's own."""
+    """`size_bytes` with holes; `stored_bytes`: what this save added to the store, packed; `chunk_bytes`: where it was
+    cut; `about`: the owner's own."""
 
     name: str
     size_bytes: int
     stored_bytes: int
+    chunk_bytes: int
     chunks: tuple[Chunk, ...]
     about: dict[str, Any]
 
 
 class ChunkStore:
-    def __init__(self, blobs: BlobStore, clock: Clock, *, grace: timedelta = GRACE) -> None:
+    def __init__(
+        self, blobs: BlobStore, clock: Clock, *, grace: timedelta = GRACE, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
         self._blobs = blobs
         self._clock = clock
         self._grace = grace
+        self._chunk_bytes = chunk_bytes
         self._saves: list[set[str]] = []
         self._sweep_lock = asyncio.Lock()
         self._named_meanwhile: set[str] = set()
@@ -83,7 +92,7 @@ class ChunkStore:
         chunks: list[Chunk] = []
         added_bytes = 0
         try:
-            pieces = _pieces(source)
+            pieces = _pieces(source, self._chunk_bytes)
             while batch := await asyncio.to_thread(_take, pieces):
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._save_chunk(piece, named)) for piece in batch]
@@ -91,8 +100,9 @@ class ChunkStore:
                     chunks.append(chunk)
                     added_bytes += size_bytes
             manifest = Manifest(
-                name=name, size_bytes=source.stat().st_size, stored_bytes=added_bytes, chunks=tuple(chunks), about=about
-            )
+                name=name, size_bytes=source.stat().st_size, stored_bytes=added_bytes, chunk_bytes=self._chunk_bytes,
+                chunks=tuple(chunks), about=about,
+            )  # fmt: skip
             await self._blobs.flush()
             await self._blobs.put(_MANIFESTS + name, encode_manifest(manifest))
             await self._blobs.flush()
@@ -175,18 +185,18 @@ class ChunkStore:
         data = await asyncio.to_thread(_unpack, packed, chunk.size_bytes)
         if data is None or _digest(data) != chunk.sha256:
             raise DamagedBlob(f"The chunk {chunk.key} of '{manifest.name}' is damaged.")
-        await asyncio.to_thread(os.pwrite, descriptor, data, chunk.index * CHUNK_BYTES)
+        await asyncio.to_thread(os.pwrite, descriptor, data, chunk.index * manifest.chunk_bytes)
 
 
-def _pieces(source: Path) -> Iterator[tuple[int, bytes]]:
+def _pieces(source: Path, chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
     """(index, bytes) of each chunk that holds something else than zeros."""
     with source.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         done = -1
         for start, end in data_extents(file.fileno(), size):
-            for index in range(max(start // CHUNK_BYTES, done + 1), (end - 1) // CHUNK_BYTES + 1):
+            for index in range(max(start // chunk_bytes, done + 1), (end - 1) // chunk_bytes + 1):
                 done = index
-                data = os.pread(file.fileno(), CHUNK_BYTES, index * CHUNK_BYTES)
+                data = os.pread(file.fileno(), chunk_bytes, index * chunk_bytes)
                 if data.strip(b"\0"):
                     yield index, data
 
@@ -219,7 +229,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "version": 1,
             "size_bytes": manifest.size_bytes,
             "stored_bytes": manifest.stored_bytes,
-            "chunk_bytes": CHUNK_BYTES,
+            "chunk_bytes": manifest.chunk_bytes,
             "chunks": [[chunk.index, chunk.sha256, chunk.size_bytes] for chunk in manifest.chunks],
             "about": manifest.about,
         }
@@ -232,11 +242,13 @@ def decode_manifest(name: str, data: bytes) -> Manifest:
     checksum, _, rest = data.partition(b"\n")
     try:
         raw = json.loads(rest) if _digest(rest).encode() == checksum else None
-        if raw is None or raw["version"] != 1 or raw["chunk_bytes"] != CHUNK_BYTES:
+        least, most = CHUNK_BOUNDS_BYTES
+        if raw is None or raw["version"] != 1 or not least <= raw["chunk_bytes"] <= most:
             raise ValueError("not a manifest of this version")
         chunks = tuple(Chunk(index=index, sha256=sha, size_bytes=size) for index, sha, size in raw["chunks"])
         return Manifest(
-            name=name, size_bytes=raw["size_bytes"], stored_bytes=raw["stored_bytes"], chunks=chunks, about=raw["about"]
-        )
+            name=name, size_bytes=raw["size_bytes"], stored_bytes=raw["stored_bytes"], chunk_bytes=raw["chunk_bytes"],
+            chunks=chunks, about=raw["about"],
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError) as exc:
         raise DamagedBlob(f"The manifest of '{name}' is damaged.", detail=str(exc)) from exc

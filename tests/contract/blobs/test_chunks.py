@@ -122,6 +122,17 @@ async def test_a_file_comes_back_with_its_holes(chunks: ChunkStore, tmp_path: Pa
     assert (tmp_path / "target").stat().st_blocks * 512 <= 24 * CHUNK_BYTES
 
 
+async def test_a_file_that_was_cut_otherwise_stays_readable(
+    chunks: ChunkStore, blobs: BlobStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    """A manifest says where it was cut, so another release's are read as they are."""
+    source = write_sparse(tmp_path / "source", 3 * CHUNK_BYTES, {10: b"x" * 999, 2 * CHUNK_BYTES + 5: os.urandom(777)})
+    await ChunkStore(blobs, clock, chunk_bytes=CHUNK_BYTES // 4).save("one", source, {})
+    loaded = await chunks.load("one", tmp_path / "target")
+    assert [chunk.index for chunk in loaded.chunks] == [0, 8]
+    assert (tmp_path / "target").read_bytes() == source.read_bytes(), "another file came back"
+
+
 async def test_an_empty_file_is_a_file(chunks: ChunkStore, tmp_path: Path) -> None:
     """No bytes, and nothing but a hole."""
     for name, size_bytes in (("none", 0), ("hole", 3 * CHUNK_BYTES)):
