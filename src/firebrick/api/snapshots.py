@@ -15,7 +15,7 @@ from firebrick.control.snapshots import SnapshotFilter, parse_name_filter
 router = authenticated_router("snapshots")
 
 _SNAPSHOTS = TypeAdapter(list[schemas.Snapshot])
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": schemas.Error} for status in (409, 413, 503, 504)}
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": schemas.Error} for status in (409, 413, 429, 503, 504)}
 
 
 @router.post(

@@ -5,6 +5,9 @@ from datetime import datetime
 from firebrick.model.machine import Limits
 from firebrick.model.team import Team, TeamUse
 
+DISK_IS_FULL = "limit of disk"
+"""In the refusal that an emptier grace bin can help."""
+
 
 def over_quota(team: Team, use: TeamUse, wanted: Limits) -> str | None:
     """Why `wanted` does not fit beside `use`, as a sentence for the caller; None when it fits."""

@@ -5,16 +5,17 @@ from datetime import datetime
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from firebrick.lifecycle.quota import over_quota, take_create
+from firebrick.lifecycle.quota import DISK_IS_FULL, over_quota, take_create
 from firebrick.lifecycle.sandbox_machine import holds_quota
 from firebrick.model.errors import LimitExceeded, RateExceeded, Unauthenticated
 from firebrick.model.ids import TeamId
 from firebrick.model.machine import Limits
 from firebrick.model.sandbox import SandboxState
 from firebrick.model.team import Team, TeamUse
-from firebrick.store.schema import reservations, sandboxes, teams
+from firebrick.store.schema import reservations, sandboxes, snapshots, teams
 from firebrick.store.teams import team_from_row
 
+MIB = 1 << 20
 _COUNT = (
     select(func.count())
     .select_from(sandboxes)
@@ -27,6 +28,9 @@ _SUMS = (
     select(*(func.coalesce(func.sum(reservations.c[name]), 0) for name in ("millicpu", "memory_mib", "disk_mib")))
     .join(sandboxes, sandboxes.c.sandbox_id == reservations.c.sandbox_id)
     .where(sandboxes.c.team_id == bindparam("wanted_id"))
+)
+_SNAPSHOT_BYTES = select(func.coalesce(func.sum(snapshots.c.disk_bytes), 0)).where(
+    snapshots.c.team_id == bindparam("wanted_id"), snapshots.c.is_private.is_(False)
 )
 _LOCK = select(teams).where(teams.c.team_id == bindparam("wanted_id")).with_for_update()
 
@@ -67,4 +71,21 @@ async def team_use(tx: AsyncConnection, team: Team) -> TeamUse:
     if not (team.max_millicpu or team.max_memory_mib or team.max_disk_mib):
         return TeamUse(sandbox_count=int(count), millicpu=0, memory_mib=0, disk_mib=0)
     sums = (await tx.execute(_SUMS, {"wanted_id": team.team_id})).one()
-    return TeamUse(sandbox_count=int(count), millicpu=int(sums[0]), memory_mib=int(sums[1]), disk_mib=int(sums[2]))
+    disk_mib = int(sums[2])
+    if team.max_disk_mib:
+        disk_mib += -(-int((await tx.execute(_SNAPSHOT_BYTES, {"wanted_id": team.team_id})).scalar_one()) // MIB)
+    return TeamUse(sandbox_count=int(count), millicpu=int(sums[0]), memory_mib=int(sums[1]), disk_mib=disk_mib)
+
+
+async def quota_check_snapshot(tx: AsyncConnection, team_id: TeamId) -> None:
+    """Refuse a snapshot of a team whose disk quota is used up by sandboxes and snapshots; how large a new one becomes
+    is not known before it is taken. Raises LimitExceeded."""
+    row = (await tx.execute(_LOCK, {"wanted_id": team_id})).one_or_none()
+    if row is None or not (team := team_from_row(row)).max_disk_mib:
+        return
+    use = await team_use(tx, team)
+    if use.disk_mib >= team.max_disk_mib:
+        raise LimitExceeded(
+            f"you have reached your team's {DISK_IS_FULL}: {use.disk_mib} of {team.max_disk_mib} MiB in use by "
+            "sandboxes and snapshots. Delete some, or ask the operator to raise the team's limit."
+        )

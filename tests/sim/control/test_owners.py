@@ -122,6 +122,41 @@ async def test_quota_holds_under_a_crowd(api: Api) -> None:
         assert answer.headers["Should-Retry"] == "false"
 
 
+async def test_the_grace_bin_never_costs_its_team_a_sandbox(api: Api, running: Running) -> None:
+    """It counts as the team's disk, and what has lain in it longest makes room, the team's own only."""
+    _, key = await api.new_team("small", maxDiskMiB=25_000)
+    _, other = await api.new_team("other")
+    binned = []
+    for caller in (other, key, key):
+        made = (await api.ok("POST", "/v2/sandboxes", caller, json={"templateID": "base", "timeout": 3}))["sandboxID"]
+        await running.wait_ended(made, turn_s=0.5)
+        binned.append(made)
+    assert set(running.world.node.kept) == set(binned)
+    await api.ok("POST", "/v2/sandboxes", key, json={"templateID": "base"})
+    assert set(running.world.node.kept) == {binned[0], binned[2]}
+    await api.ok("POST", "/v2/sandboxes", key, json={"templateID": "base"})
+    answer = await api.http.post("/v2/sandboxes", headers=key, json={"templateID": "base"})
+    assert answer.status_code == 429
+    assert "limit of disk: 20480 of 25000 MiB in use, 10240 more asked" in answer.json()["message"]
+    assert set(running.world.node.kept) == {binned[0]}
+
+
+async def test_snapshots_count_as_disk(api: Api) -> None:
+    """They are the team's disk like its sandboxes, and one that has none left takes no more."""
+    team_id, key = await api.new_team("small", maxDiskMiB=20_481)
+    made = [(await api.ok("POST", "/v2/sandboxes", key, json={"templateID": "base"}))["sandboxID"] for _ in range(2)]
+    saved = await api.ok("POST", f"/sandboxes/{made[0]}/snapshots", key)
+    refused = await api.http.post(f"/sandboxes/{made[0]}/snapshots", headers=key)
+    assert refused.status_code == 429
+    assert "limit of disk: 20481 of 20481 MiB" in refused.json()["message"]
+    assert refused.headers["Should-Retry"] == "false"
+    await api.ok("DELETE", f"/sandboxes/{made[1]}", key)
+    assert await api.status("POST", "/v2/sandboxes", key, json={"templateID": "base"}) == 429
+    await api.ok("PATCH", f"/admin/teams/{team_id}", api.admin, json={"maxDiskMiB": 40_000})
+    await api.ok("POST", f"/sandboxes/{made[0]}/snapshots", key)
+    await api.ok("DELETE", f"/templates/{saved['snapshotID'].replace(':', '%3A')}", key)
+
+
 async def test_sandbox_count_speaks_as_e2b_does(api: Api) -> None:
     """The concurrent limit is refused in E2B's words, and freed by a kill."""
     _, key = await api.new_team("one", maxSandboxes=1)

@@ -20,7 +20,7 @@ from firebrick.control.workflows.sandbox_kill import insist
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, NotFound, Unavailable, WrongState
-from firebrick.model.ids import SandboxId
+from firebrick.model.ids import SandboxId, TeamId
 from firebrick.model.sandbox import Sandbox, SandboxState
 from firebrick.store.events import SandboxHappening, event_insert
 from firebrick.store.reservations import reservation_delete
@@ -110,11 +110,14 @@ async def discard_kept(platform: Platform, sandbox: Sandbox) -> None:
     await run_workflow("grace_bin.discard", DISCARD, BinEntry(platform=platform, sandbox=sandbox))
 
 
-async def discard_oldest(platform: Platform) -> bool:
-    """Make room by the entry that has lain longest; False when there is none, or its node does not answer."""
+async def discard_oldest(platform: Platform, team_id: TeamId | None = None) -> bool:
+    """Make room by the entry (of that team) that has lain longest; False when there is none, or its node does not
+    answer."""
     async with platform.database.read() as tx:
         entries = await sandbox_list_bin(tx)
     for sandbox in entries:
+        if team_id not in (None, sandbox.team_id):
+            continue
         try:
             await discard_kept(platform, sandbox)
         except WrongState:

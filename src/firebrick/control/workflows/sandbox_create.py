@@ -20,9 +20,10 @@ from firebrick.control.routing import publish_running
 from firebrick.control.workflows.engine import Step, run_workflow
 from firebrick.control.workflows.grace_bin import discard_oldest
 from firebrick.control.workflows.sandbox_kill import begin_end, finish_end
+from firebrick.lifecycle.quota import DISK_IS_FULL as TEAM_DISK_IS_FULL
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
 from firebrick.model.egress import egress_of
-from firebrick.model.errors import DeadlineExceeded, Internal, NoCapacity, Unavailable
+from firebrick.model.errors import DeadlineExceeded, Internal, LimitExceeded, NoCapacity, Unavailable
 from firebrick.model.ids import NodeId
 from firebrick.model.node import NodeState
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
@@ -82,14 +83,21 @@ async def _choose_node(create: SandboxCreate) -> NodeId:
 
 
 async def _reserve(create: SandboxCreate) -> None:
-    for attempt in range(PLACE_ATTEMPTS):
+    attempt = 1
+    while True:
         try:
             await _reserve_once(create)
             return
         except NoCapacity:
-            if attempt == PLACE_ATTEMPTS - 1:
+            if attempt == PLACE_ATTEMPTS:
                 raise
+            attempt += 1
             await _place(create)
+        except LimitExceeded as exc:
+            # What its grace bin holds counts as the team's, and keeps no new sandbox of it from starting either.
+            is_disk = TEAM_DISK_IS_FULL in exc.message
+            if not is_disk or not await discard_oldest(create.platform, create.sandbox.team_id):
+                raise
 
 
 async def _reserve_once(create: SandboxCreate) -> None:

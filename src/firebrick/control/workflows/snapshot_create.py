@@ -18,6 +18,7 @@ from firebrick.model.sandbox import Sandbox
 from firebrick.model.snapshot import Snapshot, SnapshotState
 from firebrick.model.template import Template
 from firebrick.rpc.node_api import NodeSnapshot
+from firebrick.store.quotas import quota_check_snapshot
 from firebrick.store.snapshots import snapshot_confirm, snapshot_fetch, snapshot_insert, snapshot_mark_deleting
 from firebrick.store.templates import template_fetch, template_insert
 
@@ -40,6 +41,8 @@ async def _record(create: SnapshotCreate) -> None:
     async with create.platform.database.write() as tx:
         if await snapshot_fetch(tx, snapshot.snapshot_id) is not None:
             return
+        if not snapshot.is_private:
+            await quota_check_snapshot(tx, snapshot.team_id)
         template = await template_fetch(tx, snapshot.name or snapshot.template_id)
         if template is None:
             template = Template(
@@ -107,7 +110,8 @@ STEPS: tuple[Step[SnapshotCreate], ...] = (
 async def create_snapshot(create: SnapshotCreate) -> Snapshot:
     """Run the workflow; sandboxes can be created from the snapshot when this returns.
 
-    Raises: NotFound — the sandbox ended. Unavailable, DeadlineExceeded — its node does not answer. Internal, Conflict.
+    Raises: NotFound — the sandbox ended. LimitExceeded — the team's disk quota. Unavailable, DeadlineExceeded — its
+    node does not answer. Internal, Conflict.
     """
     with create.platform.working(create.snapshot.snapshot_id):
         await run_workflow("snapshot_create", STEPS, create)
