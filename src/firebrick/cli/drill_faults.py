@@ -55,8 +55,9 @@ STEPS: dict[str, tuple[str, tuple[Step[Any], ...]]] = {
     "fork": ("sandbox_fork", sandbox_fork.STEPS),
 }
 SAMPLE = {
-    ("create", "start", "after", "control"), ("create", "start", "before", "node"),
-    ("kill", "mark", "after", "control"), ("kill, behind", "stop", "before", "node"),
+    ("create", "start", "after", "control"), ("kill, behind", "stop", "before", "node"),
+    ("pause", "freeze", "after", "node"), ("resume", "publish", "before", "edge"),
+    ("snapshot", "take", "after", "control"), ("fork", "start", "before", "node"),
 }  # fmt: skip
 FULL_SAMPLE = {
     ("create", "start", "before"), ("pause", "freeze", "before"), ("snapshot", "take", "before"),
@@ -81,7 +82,8 @@ def all_faults() -> Iterator[Fault]:
     yield Fault(name="kill -9 of the supervisor", during="rest", strike=_supervisor_dies)
     yield Fault(name="reboot, simulated", during="rest", strike=_reboot, is_sample=True)
     yield Fault(name=f"database locked for {LOCKED_S:g} s", during="create", strike=_database_locked, is_sample=True)
-    yield Fault(name=f"{IDLE_COUNT} idle connections to the edge", during="create", strike=_idle_connections)
+    yield Fault(name=f"{IDLE_COUNT} idle connections to the edge", during="create", strike=_idle_connections,
+                is_sample=True)  # fmt: skip
 
 
 def _death(operation: str, point: str, role: str, *, is_sample: bool) -> Fault:

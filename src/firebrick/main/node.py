@@ -2,6 +2,7 @@
 `--lose-boot` it does to this instance what a reboot of the host does, for `firebrick drill`."""
 
 import asyncio
+import errno
 import os
 import resource
 import shutil
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from firebrick import log
+from firebrick.clock import Clock, SystemClock
 from firebrick.config import Config, load_config
 from firebrick.linux.mount import mounts_below
 from firebrick.main.node_drivers import build_drivers, build_settings
@@ -25,6 +27,8 @@ from firebrick.node.recovery import end_everything
 from firebrick.node.service import NodeServer
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rootfs.upper import unmount_patiently
+
+UNMOUNT_TIMEOUT_S = 60.0
 
 
 async def serve(config: Config) -> None:
@@ -65,8 +69,20 @@ async def lose_boot(config: Config) -> None:
                 await runtime.destroy(machine_id)
             await runtime.close()
     await drivers.slots.destroy_all()
-    for entry in reversed(mounts_below(config.node_dir)):
-        unmount_patiently(entry.target)
+    await unmount_below(config.node_dir, SystemClock())
+
+
+async def unmount_below(directory: Path, clock: Clock) -> None:
+    """Raises OSError: something stays mounted."""
+    deadline = clock.monotonic_s() + UNMOUNT_TIMEOUT_S
+    while mounts := mounts_below(directory):
+        try:
+            for entry in reversed(mounts):
+                unmount_patiently(entry.target)
+        except OSError as exc:
+            # Somebody who copies the table of mounts, as every runtime does when it starts a machine, holds them all.
+            if exc.errno != errno.EBUSY or clock.monotonic_s() > deadline:
+                raise
 
 
 @contextmanager
