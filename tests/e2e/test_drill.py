@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import uuid
 
 import pytest
 
 from firebrick.cli.drill_faults import STEPS, all_faults
 from tests.support.environment import clean_environ
 from tests.support.instance import CACHE
+from tests.support.leaks import RUN_MARK, marked_processes
 from tests.support.runtimes import missing_runtime
 
 KINDS = (
@@ -31,11 +33,14 @@ def test_a_sample_of_faults_loses_nothing() -> None:
     why = missing_runtime("container")
     if why:
         pytest.skip(why)
+    mark = uuid.uuid4().hex
     done = subprocess.run(
         [sys.executable, "-m", "firebrick.cli", "drill", "--sample", "--runtime", "container"],
-        env=clean_environ() | {"FIREBRICK_DATA_DIR": str(CACHE)}, capture_output=True, text=True,
+        env=clean_environ() | {"FIREBRICK_DATA_DIR": str(CACHE), RUN_MARK: mark}, capture_output=True, text=True,
     )  # fmt: skip
+    # Status 0 says too that its file system could be unmounted and its directory was empty.
     assert done.returncode == 0, done.stdout + done.stderr
+    assert marked_processes(mark) == []
     count = sum(fault.is_sample for fault in all_faults())
     assert f"{count} faults" in done.stdout
     assert "0 with a loss" in done.stdout
