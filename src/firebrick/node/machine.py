@@ -179,8 +179,13 @@ class Machine:
         with self._step("agent_ms"):
             await self.link.wait_ready(timeout_s=READY_TIMEOUT_S)
         if self._source is not None and self.writes_inside:
-            with self._step("disk_ms"):
-                await self.link.import_disk(self._source.path)
+            await self.take_in(self._source)
+
+    async def take_in(self, source: DiskSource) -> None:
+        """Let the guest agent write what another machine had written; only where a machine writes inside. Raises
+        GuestSilent; then it is good for nothing any more."""
+        with self._step("disk_ms"):
+            await self.link.import_disk(source.path)
 
     async def save_archive(self, target: Path, *, holds: bool) -> None:
         """Ask the guest agent for all that was written, into a new file, flushed. With `holds` processes inside stay

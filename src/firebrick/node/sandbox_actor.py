@@ -25,7 +25,7 @@ from firebrick.model.machine import ExitCause, MachineExit
 from firebrick.node.drivers import NodeDrivers
 from firebrick.node.guest_log import EndedLogs
 from firebrick.node.kept import sandbox_of
-from firebrick.node.machine import HOSTNAME, Machine
+from firebrick.node.machine import HOSTNAME, DiskSource, Machine
 from firebrick.node.machine_log import MachineLog
 from firebrick.node.orders import Order, first_of
 from firebrick.node.records import MachineState
@@ -95,6 +95,7 @@ class SandboxActor:
         self._claimed = asyncio.Event()
         self._is_settled = False
         self.is_from_warm = False
+        self._source: DiskSource | None = None
         self._failure: FirebrickError | None = None
         self._ended: MachineExit | None = None
         self.log = MachineLog(machine, ended_logs, drivers.clock, lambda: self.state in _TALKING)
@@ -110,11 +111,13 @@ class SandboxActor:
 
     # What others ask
 
-    def claim(self, request: StartSandbox) -> None:
-        """Give this warm machine to a sandbox; `has_settled` tells how it went. Raises WrongState when not WARM."""
+    def claim(self, request: StartSandbox, source: DiskSource | None = None) -> None:
+        """Give this warm machine to a sandbox, with what its disk begins with where a machine writes inside;
+        `has_settled` tells how it went. Raises WrongState when not WARM."""
         if not self.is_claimable:
             raise WrongState(f"The machine {self.machine.machine_id} is {self.state}, not warm.")
         self.request = request
+        self._source = source
         self.is_from_warm = True
         self._set_state(ActorState.CLAIMED)
         self._claimed.set()
@@ -338,6 +341,8 @@ class SandboxActor:
         self.machine.save(sandbox_id=request.sandbox_id, state=MachineState.STARTING, from_warm=self.is_from_warm)
         if not request.egress.is_open:
             await self._drivers.slots.restrict(self.machine.slot, request.egress)
+        if self._source is not None:
+            await self.machine.take_in(self._source)
         await self._give_settings(request)
         self.machine.save(state=MachineState.RUNNING, started_at=now)
         self._set_state(ActorState.RUNNING)

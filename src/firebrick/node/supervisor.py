@@ -45,6 +45,7 @@ from firebrick.rpc.node_api import (
     SandboxUsage,
     StartSandbox,
 )
+from firebrick.runtimes.base import Capability
 
 STOP_S = 10.0
 """How long a graceful stop waits for starts to be undone and tear-downs to finish; the rest is recovery's."""
@@ -62,6 +63,7 @@ class _Entry:
     actor: SandboxActor
     answer: "asyncio.Future[NodeSandbox]"
     is_killed: bool = False
+    source: DiskSource | None = None
 
 
 class NodeAgent:
@@ -306,14 +308,15 @@ class NodeAgent:
         self._drivers.images.image(key.build_id)
         if self._capacity().disk_mib == 0:
             raise DiskFull("The disk of this node is nearly full; it takes no new sandbox until space is freed there.")
-        # NOTE: a warm machine has a disk already.
-        actor = self._pool.take(key) if source is None else None
+        # NOTE: a warm machine has a disk already; but where machines write inside, its agent can write to that.
+        actor = self._pool.take(key) if source is None or self._writes_inside(key.runtime) else None
         if actor is not None:
-            actor.claim(request)
+            actor.claim(request, source)
         else:
             self._pool.make_room()
             actor = self._start_actor(key, request, source)
-        entry = _Entry(request=request, actor=actor, answer=asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        entry = _Entry(request=request, actor=actor, answer=answer, source=source)
         # Nobody need be waiting when it fails.
         entry.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
         self._entries[request.sandbox_id] = entry
@@ -331,11 +334,14 @@ class NodeAgent:
             entry.answer.set_result(outcome)
         elif entry.request and actor.is_from_warm and not entry.is_killed and self._is_open:
             log.warning("warm.failed", machine_id=actor.machine.machine_id, message=outcome.message)
-            entry.actor = self._start_actor(self._key(entry.request), entry.request)
+            entry.actor = self._start_actor(self._key(entry.request), entry.request, entry.source)
         elif not self._is_open:
             entry.answer.set_exception(Unavailable("This node is stopping; nothing is left of the start."))
         else:
             entry.answer.set_exception(outcome)
+
+    def _writes_inside(self, name: RuntimeName) -> bool:
+        return Capability.WRITES_INSIDE in self._drivers.runtimes[name].capabilities
 
     def _key(self, request: StartSandbox) -> WarmKey:
         if not self._settings.offered:

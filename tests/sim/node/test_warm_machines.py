@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from firebrick.model.egress import CLOSED
+from firebrick.model.ids import new_snapshot_id
 from firebrick.model.machine import ExitCause
 from firebrick.node.supervisor import NodeAgent
 from tests.sim.node.world import World, request
@@ -98,3 +99,33 @@ async def test_warm_machines_that_end_are_replaced_later_and_later(world: World)
             world.runtime.exit_machine(machine_id, ExitCause.GUEST_EXIT, 1)
         await wait_for(lambda: full(agent))
         assert len(world.runtime.machines) == 2
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_a_fork_takes_a_warm_machine_where_machines_write_inside(world: World, *, is_dead: bool) -> None:
+    """Its agent writes the snapshot's files; when the warm machine fails, a cold one has them as well."""
+    world.keep_writes_inside()
+    async with world.agent() as agent:
+        await wait_for(lambda: full(agent))
+        first = await agent.start_sandbox(request())
+        world.write_inside(first, "text")
+        snapshot_id = new_snapshot_id()
+        await agent.snapshot_sandbox(first.sandbox_id, snapshot_id, keep_memory=False)
+        await wait_for(lambda: full(agent))
+        world.guests.silent_init_count = int(is_dead)
+        fork = await agent.start_sandbox(request(snapshot_id=snapshot_id))
+        assert fork.from_warm is not is_dead
+        assert world.read_inside(fork) == "text"
+        await world.assert_owned(agent)
+
+
+async def test_a_fork_starts_cold_where_the_disk_is_the_hosts(world: World) -> None:
+    """A warm machine has a disk already, which cannot be changed for another."""
+    async with world.agent() as agent:
+        await wait_for(lambda: full(agent))
+        first = await agent.start_sandbox(request())
+        snapshot_id = new_snapshot_id()
+        await agent.snapshot_sandbox(first.sandbox_id, snapshot_id, keep_memory=False)
+        await wait_for(lambda: full(agent))
+        assert not (await agent.start_sandbox(request(snapshot_id=snapshot_id))).from_warm
+        await world.assert_owned(agent)
