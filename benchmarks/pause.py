@@ -18,6 +18,7 @@ from benchmarks.figures import Figures, machine
 from firebrick.builder.template_store import list_builds
 from firebrick.model.ids import new_sandbox_id, new_snapshot_id
 from firebrick.model.machine import Limits
+from firebrick.node.sandbox_actor import RECLAIM_LOOK_S
 from firebrick.rpc.node_api import NodeSandbox, PauseSandbox, StartSandbox
 from tests.real.node.harness import NodeUnderTest, node_under_test, request, run_in
 from tests.support.instance import free_prefix
@@ -85,34 +86,75 @@ class Bench:
         await self.client.kill_sandbox(wanted.sandbox_id)
 
     async def density(self, count: int, figures: Figures) -> None:
-        """Freeze `count` and look at the whole computer's memory before and after."""
+        """Freeze `count`, let the kernel take back what it may, and look at the whole computer's memory."""
         warm_up, _ = await self.begun()
-        before_mib = available_mib()
-        begun = []
-        for _ in range(count):
-            wanted, started = await self.begun()
-            await self.client.pause_sandbox(self.pause(wanted, keep_memory=True))
-            begun.append((wanted, started))
-        frozen_mib = available_mib()
+        assert self.node.process is not None
+        pid = self.node.process.pid
+        before = memory_mib(pid, self.node.data_dir)
+        gate, begun = asyncio.Semaphore(BEGUN_AT_ONCE), []
+
+        async def one() -> None:
+            async with gate:
+                wanted, _ = await self.begun()
+                await self.client.pause_sandbox(self.pause(wanted, keep_memory=True))
+                begun.append(wanted)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(one())
+        frozen = memory_mib(pid, self.node.data_dir)
+        await asyncio.sleep(RECLAIM_LOOK_S + 10)
+        reclaimed = memory_mib(pid, self.node.data_dir)
         began = time.perf_counter()
-        for wanted, _ in begun:
+        for wanted in begun:
             await self.client.resume_sandbox(wanted)
         each_ms = (time.perf_counter() - began) * 1000 / count
-        total_mib = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
-        cost_mib = (before_mib - frozen_mib) / count
-        figures.notes.append(
-            f"{count} frozen at once cost {cost_mib:.1f} MiB of memory each (MemAvailable before and after), so "
-            f"500 take {cost_mib * 500 / 1024:.1f} GiB; {int(total_mib * 0.9 / cost_mib)} would fit into 90 % of this "
-            f"computer's {total_mib / 1024:.0f} GiB. All resumed one after the other: {each_ms:.0f} ms each."
+        cost_mib = (before["MemAvailable"] - frozen["MemAvailable"]) / count
+        least_mib = (before["MemAvailable"] - reclaimed["MemAvailable"]) / count
+        where = ", ".join(
+            f"{name} {(frozen[name] - before[name]) / count:.2f} → {(reclaimed[name] - before[name]) / count:.2f}"
+            for name in PARTS
         )
-        for wanted, _ in begun:
-            await self.client.kill_sandbox(wanted.sandbox_id)
-        await self.client.kill_sandbox(warm_up.sandbox_id)
+        figures.notes.append(
+            f"{count} frozen at once cost {cost_mib:.1f} MiB of memory each (MemAvailable before and after), and after "
+            f"their memory was given back {least_mib:.1f}; {int(before['MemTotal'] * 0.9 / cost_mib)} would fit into "
+            f"90 % of this computer's {before['MemTotal'] / 1024:.0f} GiB. Of each, MiB: {where}. All resumed one "
+            f"after the other: {each_ms:.0f} ms each."
+        )
+        print(figures.notes[-1], flush=True)
+
+        async def end(wanted: StartSandbox) -> None:
+            async with gate:
+                await self.client.kill_sandbox(wanted.sandbox_id)
+
+        async with asyncio.TaskGroup() as group:
+            for wanted in [*begun, warm_up]:
+                group.create_task(end(wanted))
 
 
-def available_mib() -> int:
+BEGUN_AT_ONCE = 8
+PARTS = (
+    "charged",
+    "AnonPages",
+    "Cached",
+    "SReclaimable",
+    "SUnreclaim",
+    "PageTables",
+    "KernelStack",
+    "Percpu",
+    "node agent",
+)
+
+
+def memory_mib(node_pid: int, data_dir: Path) -> dict[str, float]:
+    """/proc/meminfo, what the node agent has in memory, and what the machines' groups are charged for (v1)."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) // 1024
+    found = {name: int(value.split()[0]) / 1024 for name, value in fields.items()}
+    own = dict(line.split(":", 1) for line in Path(f"/proc/{node_pid}/status").read_text().splitlines())
+    names = {path.name for path in (data_dir / "node" / "machines").iterdir()}
+    groups = [path for path in Path("/sys/fs/cgroup/memory").glob("firebrick-*/*/") if path.name in names]
+    charged = sum(int((group / "memory.usage_in_bytes").read_text()) for group in groups) / 2**20
+    return found | {"node agent": int(own["VmRSS"].split()[0]) / 1024, "charged": charged}
 
 
 async def main(arguments: argparse.Namespace) -> None:
@@ -126,7 +168,7 @@ async def main(arguments: argparse.Namespace) -> None:
         "runtime": arguments.runtime,
         "network_prefix": free_prefix(),
         "slot_count": slot_count,
-        "warm_count": 0,
+        "warm_count": arguments.warm,
     }
     build = list_builds(arguments.templates)[0]
     try:
@@ -137,8 +179,9 @@ async def main(arguments: argparse.Namespace) -> None:
                 return (await node.client.describe()).free_slot_count >= slot_count - 1
 
             await wait_for(slots_made, timeout_s=300)
-            await bench.cycles(arguments.count, figures)
-            await bench.snapshots(arguments.count, figures)
+            if arguments.count:
+                await bench.cycles(arguments.count, figures)
+                await bench.snapshots(arguments.count, figures)
             if arguments.frozen:
                 await bench.density(arguments.frozen, figures)
     finally:
@@ -152,7 +195,8 @@ if __name__ == "__main__":
     parser.add_argument("runtime")
     parser.add_argument("tools", type=Path)
     parser.add_argument("templates", type=Path)
-    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--count", type=int, default=10, help="0: only --frozen")
     parser.add_argument("--frozen", type=int, default=0)
+    parser.add_argument("--warm", type=int, default=0, help="warm machines, which starts from snapshots may take")
     parser.add_argument("--written", type=int, default=8)
     asyncio.run(main(parser.parse_args()))
