@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import shutil
+import signal
 import sys
 import tarfile
 import time
@@ -185,4 +186,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # So that what was started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))

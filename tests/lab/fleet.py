@@ -172,4 +172,8 @@ def _cache_locked() -> Iterator[None]:
     parts.CACHE.mkdir(parents=True, exist_ok=True)
     with (parts.CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # What is half made now belongs to a run that was killed: whoever makes holds the lock.
+        for half_made in (*parts.CACHE.glob("making-*"), *parts.CACHE.glob("build-*/making-*")):
+            Outer(folder=half_made / "maker", build=Build(folder=half_made)).stop()
+            shutil.rmtree(half_made)
         yield
