@@ -6,18 +6,21 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2b import ALL_TRAFFIC, CommandExitException, Sandbox
 from e2b.sandbox_sync.commands.command_handle import CommandResult
 
+from firebrick.linux import netns
 from firebrick.network.layout import instance_name
 from tests.support.certificates import self_signed
 from tests.support.instance import Instance, fill_cache, instance
-from tests.support.lab import PUBLIC_ADDRESS, Lab, lab_host, listen_in
+from tests.support.lab import PUBLIC_ADDRESS, Lab, lab_host, listen_in, socket_in
 from tests.support.name_server import answering, filters
 from tests.support.runtimes import missing_runtime
 from tests.support.wait import wait_for_sync
@@ -31,6 +34,7 @@ class Internet:
     """A name server, and a web server with and without TLS that tells which host it was asked for."""
 
     def __init__(self, lab: Lab, certificate: tuple[Path, Path]) -> None:
+        self._lab = lab
         self._dns = listen_in(lab.internet, NAME_SERVER, 53, socket.SOCK_DGRAM)
         self._plain = listen_in(lab.internet, PUBLIC_ADDRESS, 80)
         self._tls = listen_in(lab.internet, PUBLIC_ADDRESS, 443)
@@ -38,6 +42,7 @@ class Internet:
         self._context.load_cert_chain(*certificate)
         self._loop = asyncio.new_event_loop()
         self._done = asyncio.Event()
+        self._forwards: list[asyncio.Server] = []
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
         self._thread.start()
 
@@ -47,6 +52,8 @@ class Internet:
             tls = await asyncio.start_server(self._answer, sock=self._tls, ssl=self._context)
             async with plain, tls:
                 await self._done.wait()
+        for server in self._forwards:
+            server.close()
         self._dns.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,6 +66,27 @@ class Internet:
             body = f"you asked for {host}"
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
             await writer.drain()
+
+    def forward(self, listener: socket.socket, url: str) -> str:
+        """Pass connections to `listener` on to that URL on the lab's host; the URL by which to reach it."""
+        port = int(url.rpartition(":")[2])
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            made = socket_in(self._lab.host)
+            try:
+                await self._loop.sock_connect(made, ("127.0.0.1", port))
+                there, back = await asyncio.open_connection(sock=made)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(_copy(reader, back))
+                    both.create_task(_copy(there, writer))
+            except* OSError:
+                made.close()
+
+        self._run(asyncio.start_server(pass_on, sock=listener))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    def _run(self, work: Coroutine[Any, Any, asyncio.Server]) -> None:
+        self._forwards.append(asyncio.run_coroutine_threadsafe(work, self._loop).result())
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._done.set)
@@ -73,10 +101,29 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if why := missing_runtime(runtime):
         pytest.skip(why)
     fill_cache()
+    ours = netns.open_own()
     with ExitStack() as stack:
+        stack.callback(os.close, ours)
         lab = stack.enter_context(lab_host())
-        stack.callback(Internet(lab, self_signed(tmp_path_factory.mktemp("tls"))).close)
-        yield stack.enter_context(instance(runtime=runtime, dns_servers=NAME_SERVER, slot_count="4", warm_count="1"))
+        internet = Internet(lab, self_signed(tmp_path_factory.mktemp("tls")))
+        stack.callback(internet.close)
+        found = stack.enter_context(instance(runtime=runtime, dns_servers=NAME_SERVER, slot_count="4", warm_count="1"))
+        # NOTE: the SDK keeps threads for all tests, and a thread stays in the namespace it was started in. So tests
+        # live where they always do, and reach the lab's host through forwarded ports.
+        stack.callback(netns.enter, lab.host)
+        netns.enter(ours)
+        urls = {
+            name: internet.forward(listen_in(ours, "127.0.0.1", 0), found.env[name])
+            for name in ("E2B_API_URL", "E2B_SANDBOX_URL")
+        }
+        yield replace(found, env=found.env | urls)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with closing(writer):
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
 
 
 def curl(box: Sandbox, url: str) -> CommandResult | CommandExitException:

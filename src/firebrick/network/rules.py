@@ -228,7 +228,8 @@ def egress_rules(egress: Egress) -> str:
         "name_servers": egress.dns,
         "named_ports": NAMED_PORTS if egress.names else (),
     }
-    lines = []
+    # A slot in use that an earlier version made has no such set; names cannot be allowed there, the rest can.
+    lines = [] if egress.names else [f"add set inet {SLOT_TABLE} named_ports {{ type inet_service; }}"]
     for name, values in sets.items():
         lines.append(f"flush set inet {SLOT_TABLE} {name}")
         if elements := ", ".join(str(value) for value in dict.fromkeys(values)):
