@@ -18,7 +18,7 @@ from typing import Any
 from firebrick import log
 from firebrick.clock import Clock, SystemClock
 from firebrick.config import Config, load_config
-from firebrick.linux.mount import mounts_below
+from firebrick.linux.mount import mounts_below, unmount
 from firebrick.main.node_drivers import build_drivers, build_settings
 from firebrick.model.errors import FirebrickError
 from firebrick.node.identity import sole_agent
@@ -28,7 +28,7 @@ from firebrick.node.service import NodeServer
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rootfs.upper import unmount_patiently
 
-UNMOUNT_TIMEOUT_S = 60.0
+UNMOUNT_TIMEOUT_S = 10.0
 
 
 async def serve(config: Config) -> None:
@@ -80,9 +80,16 @@ async def unmount_below(directory: Path, clock: Clock) -> None:
             for entry in reversed(mounts):
                 unmount_patiently(entry.target)
         except OSError as exc:
-            # Somebody who copies the table of mounts, as every runtime does when it starts a machine, holds them all.
-            if exc.errno != errno.EBUSY or clock.monotonic_s() > deadline:
+            # Whoever copies the table of mounts, as every runtime does to start a machine, holds them for a while.
+            if exc.errno != errno.EBUSY:
                 raise
+            if clock.monotonic_s() < deadline:
+                continue
+            left = mounts_below(directory)
+            if len(left) > 1:
+                raise
+            # Nothing is mounted below it any more: no disk is held with it, only its name.
+            unmount(left[0].target, detach=True)
 
 
 @contextmanager
