@@ -1,5 +1,8 @@
 """Which request goes where, and who may ask: every request passes `Routes.serve` and nothing else."""
 
+import asyncio
+import os
+
 from firebrick_guest.auth import check_control, check_file_access, check_token
 from firebrick_guest.compose import compose
 from firebrick_guest.connect import (
@@ -67,7 +70,7 @@ class Routes:
         self._disk = DiskRoutes(self._quiet)
         self.control = {
             ("POST", "/init"), ("GET", "/firebrick/logs"), ("POST", "/firebrick/go-on"),
-            ("GET", "/firebrick/disk"), ("PUT", "/firebrick/disk"),
+            ("POST", "/firebrick/flush"), ("GET", "/firebrick/disk"), ("PUT", "/firebrick/disk"),
         }  # fmt: skip
         self.plain = {("GET", "/metrics"), ("GET", "/envs"), ("GET", "/files"), ("POST", "/files")}
 
@@ -105,6 +108,9 @@ class Routes:
             self._quiet.go_on()
         elif path == "/firebrick/go-on":
             self._quiet.go_on()
+            exchange.answer(204)
+        elif path == "/firebrick/flush":
+            await asyncio.get_running_loop().run_in_executor(None, os.sync)
             exchange.answer(204)
         elif path == "/firebrick/disk":
             await (self._disk.export(exchange) if method == "GET" else self._disk.take(exchange))

@@ -77,6 +77,10 @@ class GuestLink(Protocol):
         """Bring a fresh machine's disk to what `export_disk` saw. Raises GuestSilent."""
         ...
 
+    async def flush(self, *, timeout_s: float) -> None:
+        """Bring what was written inside to the machine's disk, where it has a kernel of its own. Raises GuestSilent."""
+        ...
+
     async def go_on(self) -> None:
         """Let processes run that an export holds. Never fails: they would go on by themselves."""
         ...

@@ -78,6 +78,9 @@ class HttpGuestLink:
     async def import_disk(self, source: Path) -> None:
         await send_disk(self._address, self._port, self._token, source)
 
+    async def flush(self, *, timeout_s: float) -> None:
+        await self._ask("POST", "/firebrick/flush", None, timeout_s=timeout_s)
+
     async def go_on(self) -> None:
         try:
             await self._ask("POST", "/firebrick/go-on", None, timeout_s=INIT_TIMEOUT_S)

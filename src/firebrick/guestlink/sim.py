@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import ENOSPC
 from pathlib import Path
@@ -11,11 +12,13 @@ from firebrick.guestlink.base import GuestInit, GuestLogEntry, GuestSilent
 
 @dataclass(slots=True)
 class SimGuest:
-    """What one simulated guest agent knows. `init_count` tells how often it was given settings."""
+    """What one simulated guest agent knows. `init_count` tells how often it was given settings; `on_flush` is what a
+    flush does."""
 
     settings: GuestInit | None = None
     init_count: int = 0
     is_held: bool = False
+    on_flush: Callable[[], None] = lambda: None
     files: dict[str, str] = field(default_factory=dict)
     entries: list[GuestLogEntry] = field(default_factory=list)
 
@@ -83,6 +86,9 @@ class SimGuestLink:
 
     async def import_disk(self, source: Path) -> None:
         self.guest.files = json.loads(source.read_text())
+
+    async def flush(self, *, timeout_s: float) -> None:
+        self.guest.on_flush()
 
     async def go_on(self) -> None:
         self.guest.is_held = False

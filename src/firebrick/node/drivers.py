@@ -81,6 +81,7 @@ class NodeSettings:
     memory_overcommit: float
     warm_count: int
     warm_memory_mib: int
+    patience: float = 1.0
     always_hot: tuple[WarmKey, ...] = ()
     ended_logs_kept_s: float = 48 * 3600.0
     ended_logs_bytes: int = 1 << 30

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from firebrick.guestlink.base import GuestLink, GuestSilent
 from firebrick.linux.loop import copy_file
+from firebrick.log import get_log
 from firebrick.model.errors import Internal, WrongState
 from firebrick.model.ids import MachineId
 from firebrick.network.base import Slot
@@ -29,6 +30,8 @@ from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.rootfs.base import Rootfs
 from firebrick.runtimes.base import CONSOLE_NAME, Capability, Freezer, MachineSpec, Runtime
+
+log = get_log("node")
 
 HOSTNAME = "sandbox"
 """The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
@@ -40,6 +43,7 @@ FIRST_ID_SHIFT = 0x7000_0000
 ALIVE_TIMEOUT_S = 3.0
 """How long an agent that ran already may take to say so."""
 READY_TIMEOUT_S = 45.0
+FLUSH_TIMEOUT_S = 60.0
 ARCHIVE_SLACK_BYTES = 64 << 20
 _RUNTIME_DIRECTORY = "runtime"
 _FILES_DIRECTORY = "files"
@@ -117,6 +121,10 @@ class Machine:
         return Capability.WRITES_INSIDE in self.runtime.capabilities
 
     @property
+    def has_own_kernel(self) -> bool:
+        return Capability.OWN_KERNEL in self.runtime.capabilities
+
+    @property
     def freezer(self) -> Freezer | None:
         can = Capability.FREEZE in self.runtime.capabilities
         return cast(Freezer, self.runtime) if can else None
@@ -155,6 +163,7 @@ class Machine:
                 id_shift=self._id_shift(slot),
                 disk=source.path if source else None,
                 shares=source is not None and source.shares,
+                is_mounted=not self.has_own_kernel,
             )
         with self._step("runtime_ms"):
             await self.runtime.start(self._spec(rootfs, slot))
@@ -177,7 +186,7 @@ class Machine:
     async def wait_ready(self) -> None:
         """Return when the guest agent answers and has taken in what it begins with. Raises GuestSilent."""
         with self._step("agent_ms"):
-            await self.link.wait_ready(timeout_s=READY_TIMEOUT_S)
+            await self.link.wait_ready(timeout_s=READY_TIMEOUT_S * self._settings.patience)
         if self._source is not None and self.writes_inside:
             await self.take_in(self._source)
 
@@ -210,6 +219,7 @@ class Machine:
         try:
             if self.writes_inside:
                 await self.save_archive(self.archive, holds=True)
+            await self._flush_inside(must=not is_silent)
             await freezer.freeze(self.machine_id)
             if not self.writes_inside:
                 await self._drivers.rootfs.flush(self.machine_id)
@@ -224,6 +234,8 @@ class Machine:
         """Before `destroy`: from now on only what it wrote counts. Raises FirebrickError; then it is as it was."""
         if self.writes_inside and self.record.state is not MachineState.PAUSED:
             await self.save_archive(self.archive, holds=True)
+        if self.record.state is not MachineState.PAUSED:
+            await self._flush_inside(must=not is_silent and not is_killed)
         since = self.record.paused_at or paused_at
         self.save(state=MachineState.KEPT, paused_at=since, is_killed=is_killed, is_silent=is_silent)
 
@@ -240,10 +252,23 @@ class Machine:
             await self._drivers.rootfs.capture(self.machine_id, target)
         else:
             try:
+                await self._flush_inside()
                 await freezer.freeze(self.machine_id)
                 await self._drivers.rootfs.capture(self.machine_id, target)
             finally:
                 await freezer.thaw(self.machine_id)
+
+    async def _flush_inside(self, *, must: bool = True) -> None:
+        """A kernel of the machine's own holds what was written until it is told. Raises GuestSilent if it `must`; of a
+        guest that does not answer the disk holds what its kernel wrote by itself, at most half a minute ago."""
+        if not self.has_own_kernel:
+            return
+        try:
+            await self.link.flush(timeout_s=FLUSH_TIMEOUT_S if must else ALIVE_TIMEOUT_S)
+        except GuestSilent as exc:
+            if must:
+                raise
+            log.warning("machine.not_flushed", machine_id=self.machine_id, reason=exc.message)
 
     async def destroy(self) -> None:
         """When this returns, nothing of the guest runs. Idempotent."""
@@ -293,6 +318,8 @@ class Machine:
             id_shift=rootfs.id_shift,
             image=rootfs.image,
             disk=rootfs.disk,
+            disk_file=rootfs.disk_file,
+            user_id=id_shift_of(slot),
             agent_dir=agent.directory,
             netns=slot.netns,
             argv=agent.argv,

@@ -28,6 +28,9 @@ class Rootfs:
 
     A runtime that reads `image` by itself writes to `disk` instead: a directory that is bounded alike, and goes
     with the machine's rootfs. None: this driver has no such place.
+
+    Where it was prepared for a kernel of the machine's own, `disk_file` is all there is beside `image`: a filesystem in
+    a file, with the upper in its directory `upper`. It is not mounted, `path` and `disk` are not there.
     """
 
     machine_id: MachineId
@@ -35,6 +38,7 @@ class Rootfs:
     id_shift: int = 0
     image: Path | None = None
     disk: Path | None = None
+    disk_file: Path | None = None
 
 
 class RootfsDriver(Protocol):
@@ -51,6 +55,7 @@ class RootfsDriver(Protocol):
         id_shift: int = 0,
         disk: Path | None = None,
         shares: bool = False,
+        is_mounted: bool = True,
     ) -> Rootfs:
         """Clone `image` for one machine. Raises RootfsFailed; then nothing is left. O(1), no copying.
 
@@ -58,6 +63,7 @@ class RootfsDriver(Protocol):
         itself, under a second name, which is O(1); then its former machine must be kept and stay so.
         `id_shift` is for runtimes that put a machine into a user namespace: owner n of the image is then
         n + id_shift on the host, for ids 0 to 65535. 0 leaves owners as they are.
+        Not `is_mounted`: for a machine with a kernel of its own, see `Rootfs.disk_file`.
         """
         ...
 

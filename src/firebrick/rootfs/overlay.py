@@ -46,6 +46,7 @@ from firebrick.rootfs.upper import (
     check_image,
     destroy_upper,
     flush_upper,
+    make_disk_file,
     make_seed,
     make_upper,
     unmount_patiently,
@@ -119,9 +120,12 @@ class OverlayRootfs:
         id_shift: int = 0,
         disk: Path | None = None,
         shares: bool = False,
+        is_mounted: bool = True,
     ) -> Rootfs:
         with _Translate(f"prepare the disk of machine {machine_id}"):
             await self._blocking(self._check_room)
+            if not is_mounted:
+                return await self._prepare_file(machine_id, image, disk_mib=disk_mib, disk=disk, shares=shares)
             lower = await self._lower(image)
             is_new = disk is None and disk_mib == self._disk_mib
             ready = self._ready.pop() if self._ready and is_new else None
@@ -139,6 +143,18 @@ class OverlayRootfs:
                 raise
         inside = self._machine(machine_id).disk
         return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=inside)
+
+    async def _prepare_file(
+        self, machine_id: MachineId, image: Path, *, disk_mib: int, disk: Path | None, shares: bool
+    ) -> Rootfs:
+        work = asyncio.ensure_future(self._blocking(self._clone_file, machine_id, disk_mib, disk, shares))
+        try:
+            upper = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            await self.remove(machine_id)
+            raise
+        return Rootfs(machine_id=machine_id, path=upper.merged, image=image, disk_file=upper.image)
 
     async def remove(self, machine_id: MachineId) -> None:
         with _Translate(f"remove the disk of machine {machine_id}"):
@@ -257,6 +273,14 @@ class OverlayRootfs:
             raise
         return upper.merged
 
+    def _clone_file(self, machine_id: MachineId, disk_mib: int, disk: Path | None, shares: bool) -> Upper:
+        target = self._machine(machine_id)
+        if target.directory.exists():
+            raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
+        source = disk if disk is not None else make_seed(self._root / "seeds", disk_mib=disk_mib)
+        made = make_disk_file(source, self._root / "making" / f"file-{secrets.token_hex(6)}", shares=shares)
+        return made.moved(target.directory)
+
     def _mount_merged(self, upper: Upper, lower: Path) -> None:
         options = f"lowerdir={option_path(lower)},upperdir={option_path(upper.upper)}"
         options += f",workdir={option_path(upper.work)},{_OVERLAY_OPTIONS}"
@@ -285,7 +309,7 @@ class OverlayRootfs:
         return make_upper(disk, self._root / "making" / name, shares=shares).moved(place / name)
 
     def _capture(self, upper: Upper, target: Path) -> None:
-        if os.path.ismount(upper.disk):
+        if os.path.ismount(upper.disk) or not upper.has_mounts:
             flush_upper(upper)
         copy_file(upper.image, target)
 
@@ -326,7 +350,8 @@ class OverlayRootfs:
             machine_id = MachineId(directory.name)
             if not is_machine_id(machine_id):
                 continue
-            if machine_id not in keep or directory / "rootfs" not in mounted:
+            lost_mounts = Upper(directory=directory).has_mounts and directory / "rootfs" not in mounted
+            if machine_id not in keep or lost_mounts:
                 found.append(machine_id)
         return found
 

@@ -32,6 +32,7 @@ class SimRootfs:
         id_shift: int = 0,
         disk: Path | None = None,
         shares: bool = False,
+        is_mounted: bool = True,
     ) -> Rootfs:
         self._fail("prepare", machine_id)
         if machine_id in self.disks:

@@ -76,6 +76,11 @@ class Upper:
     def merged(self) -> Path:
         return self.directory / "rootfs"
 
+    @property
+    def has_mounts(self) -> bool:
+        """Whether this kernel has it mounted, or is to: not that of a machine."""
+        return self.disk.is_dir()
+
     def moved(self, directory: Path) -> "Upper":
         """Rename the directory; its mounts follow."""
         self.directory.rename(directory)
@@ -121,6 +126,24 @@ def make_upper(image: Path, directory: Path, *, shares: bool = False) -> Upper:
     return made
 
 
+def make_disk_file(image: Path, directory: Path, *, shares: bool = False) -> Upper:
+    """As `make_upper`, for a kernel that mounts the clone by itself: here it is not.
+
+    Raises OSError; then `directory` is removed.
+    """
+    made = Upper(directory=directory)
+    directory.mkdir(parents=True)
+    try:
+        if shares:
+            os.link(image, made.image)
+        else:
+            clone_sparse(image, made.image)
+    except BaseException:
+        destroy_upper(made)
+        raise
+    return made
+
+
 def _mount_image(upper: Upper) -> None:
     # No setuid on the host's own view of the disk: a guest's programs must not serve a local user to become root. The
     # tree that the guest sees is mounted over it and has flags of its own.
@@ -137,11 +160,12 @@ def unmount_upper(upper: Upper) -> None:
 
 def flush_upper(upper: Upper) -> None:
     """Bring what was written to the host's disk. Raises OSError."""
-    descriptor = os.open(upper.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_filesystem(descriptor)
-    finally:
-        os.close(descriptor)
+    if upper.has_mounts:
+        descriptor = os.open(upper.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_filesystem(descriptor)
+        finally:
+            os.close(descriptor)
     flush_file(upper.image)
 
 

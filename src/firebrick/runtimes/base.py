@@ -57,6 +57,11 @@ class Capability(StrEnum):
     """What the machine writes to its disk is the runtime's own and ends with it: whoever wants to keep it asks the
     guest agent for it before. Otherwise the rootfs driver has it."""
 
+    OWN_KERNEL = "own_kernel"
+    """The machine mounts image and disk file by itself: the host must not mount them. What it has written may be in its
+    memory alone until the guest agent has flushed it. It has started when its kernel runs: a program that is not there
+    is an exit, not a failed start."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
@@ -65,9 +70,11 @@ class MachineSpec:
     Attributes:
         machine_id: fixed length, see `model.ids`.
         directory: exists, empty but for the console FIFO, on the host; the driver's to fill, the caller's to remove.
-        rootfs: mounted and writable tree to use as `/`.
+        rootfs: mounted and writable tree to use as `/`; not there for runtimes with OWN_KERNEL.
         image: what `rootfs` was cloned from, for runtimes that read an image themselves and leave `rootfs` alone.
         disk: directory on the machine's own bounded disk, where such a runtime keeps what the machine writes.
+        disk_file: the disk itself, a filesystem in a file, not mounted; for runtimes with OWN_KERNEL.
+        user_id: a user of the host whom no other living machine of this host has, for what must not be root; 0: none.
         id_shift: host id of inside's root and owner of its files; > 0 for runtimes with USER_NAMESPACE, else 0.
         agent_dir: host directory, mounted read-only at AGENT_MOUNT.
         netns: path of a network namespace that already holds the inside address and routes.
@@ -89,6 +96,8 @@ class MachineSpec:
     id_shift: int = 0
     image: Path | None = None
     disk: Path | None = None
+    disk_file: Path | None = None
+    user_id: int = 0
     files: Mapping[str, Path] = field(default_factory=dict)
 
 

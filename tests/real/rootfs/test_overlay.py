@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -285,3 +286,40 @@ async def test_cancelled_prepare_leaves_nothing(disks: Disks) -> None:
         await wait_for(lambda: any((disks.root / "making").iterdir()) or task.done())
         task.cancel()
     assert not (disks.root / "machines" / machine_id).exists()
+
+
+async def test_a_disk_file_is_left_for_a_kernel_of_the_machines_own(disks: Disks) -> None:
+    """Nothing is mounted; it is kept over a restart, captured and removed as any other, and another runtime's machine
+    may go on with it."""
+    driver = await disks.start()
+    machine_id = new_machine_id()
+    made = await driver.prepare(machine_id, disks.image, disk_mib=DISK_MIB, is_mounted=False)
+    assert made.disk_file == driver.disk(machine_id)
+    assert not [entry for entry in mounts_below(disks.root / "machines")]
+    write_as_a_guest(driver.disk(machine_id))
+    await driver.close()
+    restarted = await disks.start(keep=frozenset({machine_id}))
+    assert driver.disk(machine_id).exists()
+    copy = disks.root / "copy.img"
+    await restarted.capture(machine_id, copy)
+    await restarted.keep(machine_id)
+    other = await restarted.prepare(new_machine_id(), disks.image, disk_mib=DISK_MIB, disk=copy)
+    assert (other.path / "written").read_text() == "by a guest\n"
+    await restarted.remove(other.machine_id)
+    again = await restarted.prepare(new_machine_id(), disks.image, disk_mib=DISK_MIB, disk=copy, is_mounted=False)
+    await restarted.remove(again.machine_id)
+    await restarted.remove(machine_id)
+    assert not driver.disk(machine_id).exists()
+    copy.unlink()
+
+
+def write_as_a_guest(disk: Path) -> None:
+    """What an init script and a guest do with it: an upper of its own, and a file."""
+    with tempfile.TemporaryDirectory() as place, attached(disk) as device:
+        mount(device, Path(place), "ext4")
+        try:
+            (Path(place) / "upper").mkdir(mode=0o755)
+            (Path(place) / "work").mkdir(mode=0o700)
+            (Path(place) / "upper" / "written").write_text("by a guest\n")
+        finally:
+            unmount(Path(place))

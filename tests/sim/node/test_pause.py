@@ -13,15 +13,18 @@ from firebrick.model.machine import ExitCause
 from firebrick.node.recovery import end_everything
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rpc.node_api import NodeSandbox, NodeSandboxState, PausedSandbox, PauseSandbox
+from firebrick.runtimes.base import Capability
 from tests.sim.node.world import World, request
 from tests.support.wait import wait_for
 
 
-@pytest.fixture(params=["disk on the host", "disk inside"])
+@pytest.fixture(params=["disk on the host", "disk inside", "own kernel"])
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
     world = World(tmp_path / "node")
     if request.param == "disk inside":
         world.keep_writes_inside()
+    if request.param == "own kernel":
+        world.runtime.offered |= {Capability.OWN_KERNEL}
     return world
 
 

@@ -232,14 +232,21 @@ class World:
 
     def write_inside(self, sandbox: NodeSandbox, text: str) -> None:
         """What a guest writes to its disk."""
+        guest = self.guests.guests[self.stored()[sandbox.machine_id].control_token]
         if self.writes_inside:
-            self.guests.guests[self.stored()[sandbox.machine_id].control_token].files["file"] = text
+            guest.files["file"] = text
+        elif Capability.OWN_KERNEL in self.runtime.offered:
+            # Its kernel holds it until it is asked.
+            guest.on_flush = lambda: self.rootfs.disks.update({sandbox.machine_id: int(text)})
         else:
             self.rootfs.disks[sandbox.machine_id] = int(text)
 
     def read_inside(self, sandbox: NodeSandbox) -> str:
         if self.writes_inside:
             return self.guests.guests[self.stored()[sandbox.machine_id].control_token].files["file"]
+        if Capability.OWN_KERNEL in self.runtime.offered:
+            # Inside, what the kernel holds is there.
+            self.guests.guests[self.stored()[sandbox.machine_id].control_token].on_flush()
         return str(self.rootfs.disks[sandbox.machine_id])
 
     def taken_slot_count(self) -> int:
