@@ -36,9 +36,15 @@ class Config:
     domain: str = setting(
         "", "name", "domain of sandbox host names, a port in it if it is not 443; empty: sandbox.localhost:<port>"
     )
-    runtime: str = setting("auto", "name", "auto, gvisor, container or sim; auto takes the strongest that works here")
+    runtime: str = setting(
+        "auto", "name", "auto, firecracker, gvisor, container or sim; auto takes the strongest that works here"
+    )
     runsc_path: str = setting("", "path", "runsc binary; empty: the one installed by us, then PATH")
     oci_runtime_path: str = setting("", "path", "runc or crun binary; empty: found on PATH")
+    firecracker_disk_mib_per_s: int = setting(
+        0, "MiB/s", "most that a microVM reads and writes of each drive; 0: no limit"
+    )
+    firecracker_network_mib_per_s: int = setting(0, "MiB/s", "most that a microVM sends and receives; 0: no limit")
     network_prefix: str = setting("10.111.0.0/16", "CIDR", "addresses of slots on this host; must be unused there")
     slot_count: int = setting(0, "count", "network slots made ahead; 0 sizes it to the machine")
     dns_servers: str = setting("8.8.8.8,1.1.1.1", "addresses", "name servers a sandbox is told, comma-separated")
@@ -47,6 +53,11 @@ class Config:
     )
     warm_memory_mib: int = setting(512, "MiB", "most memory the warm pool may hold in all")
     start_concurrency: int = setting(4, "count", "machines started at the same time")
+    patience: float = setting(
+        1.0,
+        "ratio",
+        "how many times longer than usual probes, processes and machines may take to start; 10 in emulation",
+    )
     default_millicpu: int = setting(2000, "millicpu", "CPU of a sandbox of the base template")
     default_memory_mib: int = setting(1024, "MiB", "memory of a sandbox of the base template")
     default_disk_mib: int = setting(10240, "MiB", "most a sandbox may write to its disk")
@@ -102,6 +113,11 @@ class Config:
     def tools_dir(self) -> Path:
         """Binaries and images that we installed: runsc, the guest agent's image."""
         return self.data_dir / "tools"
+
+    @property
+    def firecracker_dir(self) -> Path:
+        """What `firebrick setup firecracker` puts there."""
+        return self.tools_dir / "firecracker"
 
     @property
     def node_socket(self) -> Path:
@@ -179,8 +195,10 @@ def _check(config: Config) -> None:
         raise Invalid(f"Setting 'tls_port' must be a port of its own, or 0 for none, not {config.tls_port}.")
     if bool(config.tls_certificate) != bool(config.tls_key):
         raise Invalid("Settings 'tls_certificate' and 'tls_key' go together: give both, or neither.")
-    if config.runtime not in ("auto", "gvisor", "container", "sim"):
-        raise Invalid(f"Setting 'runtime' must be auto, gvisor, container or sim, not '{config.runtime}'.")
+    if config.runtime not in ("auto", "firecracker", "gvisor", "container", "sim"):
+        raise Invalid(f"Setting 'runtime' must be auto, firecracker, gvisor, container or sim, not '{config.runtime}'.")
+    if config.patience <= 0:
+        raise Invalid(f"Setting 'patience' must be more than 0, not {config.patience}.")
     if config.autopsy_hours < 24:
         raise Invalid(f"Setting 'autopsy_hours' must be at least 24, not {config.autopsy_hours}.")
     if config.ended_logs_mib < 1:

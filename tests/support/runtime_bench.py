@@ -27,6 +27,8 @@ from firebrick.model.machine import Limits, RuntimeName
 from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.runtimes.base import CONSOLE_NAME, Capability, MachineSpec, Runtime
 from firebrick.runtimes.container.driver import ContainerRuntime
+from firebrick.runtimes.firecracker.driver import FirecrackerRuntime
+from firebrick.runtimes.firecracker.plan import Tools
 from firebrick.runtimes.gvisor.driver import GvisorRuntime
 from tests.support.instance import CACHE
 from tests.support.lab import call_in
@@ -35,6 +37,7 @@ from tests.support.minbase import minbase_image
 from tests.support.wait import wait_for
 
 PORT = 8000
+NAMES = {"gvisor": RuntimeName.GVISOR, "firecracker": RuntimeName.FIRECRACKER}
 INSIDE, OUTSIDE = "169.254.0.21", "169.254.0.22"
 SHIFT_BASE, SHIFT_STEP = 1_000_000_000, 65_536
 LIMITS = Limits(millicpu=2000, memory_mib=192, disk_mib=256, process_count=128)
@@ -85,13 +88,18 @@ class RuntimeBench:
         directory.mkdir(mode=0o711, parents=True)
         os.mkfifo(directory / CONSOLE_NAME, 0o600)
         disk_mib = limits.disk_mib
-        rootfs = await self.disks.prepare(machine_id, minbase_image(), disk_mib=disk_mib, id_shift=shift)
+        rootfs = await self.disks.prepare(
+            machine_id, minbase_image(), disk_mib=disk_mib, id_shift=shift,
+            is_mounted=Capability.OWN_KERNEL not in self.runtime.capabilities,
+        )  # fmt: skip
         spec = MachineSpec(
             machine_id=machine_id,
             directory=directory,
             rootfs=rootfs.path,
             image=rootfs.image,
             disk=rootfs.disk,
+            disk_file=rootfs.disk_file,
+            user_id=SHIFT_BASE + self._made * SHIFT_STEP,
             agent_dir=self.directory / "agent",
             netns=self._place(),
             argv=argv or SERVE,
@@ -153,7 +161,7 @@ class RuntimeBench:
 
     def left_of(self, spec: MachineSpec) -> list[str]:
         """Cgroups, records and the runtime's state of the machine: nothing, once it is destroyed."""
-        states = [self.directory / "gvisor", self.directory / "container"]
+        states = [self.directory / name for name in ("gvisor", "container", "firecracker")]
         kept = [path for state in states for path in state.rglob(f"*{spec.machine_id}*")]
         return sorted(map(str, [*kept, *self.runtime_cgroups(spec)]))
 
@@ -210,10 +218,26 @@ def find_oci(program: str | None = None) -> Path | None:
     return next((Path(found) for name in names if (found := shutil.which(name))), None)
 
 
+def no_microvms(tools: Tools) -> str | None:
+    """Why no microVM can be had here; None when one can. That /dev/kvm is there is not enough: a machine whose KVM
+    boots guests says so by FIREBRICK_TEST_KVM=1, as the lab does."""
+    if os.environ.get("FIREBRICK_TEST_KVM") != "1":
+        return "no KVM that boots guests (set FIREBRICK_TEST_KVM=1 where there is one; `./dev lab` has one)"
+    missing = [path.name for path in tools.files if not path.is_file()]
+    return f"{', '.join(missing)} missing in {tools.directory} (`firebrick setup firecracker`)" if missing else None
+
+
 def driver_maker(kind: str, state_dir: Path, instance: str) -> Callable[..., Runtime]:
     """Makes drivers of one kind: gvisor, runc or crun. Skips the test, loudly, where its program is missing."""
     if os.geteuid() != 0:
         pytest.skip("NOT RUN: needs root (run the tests with sudo)")
+    if kind == "firecracker":
+        tools = Tools(directory=CACHE / "tools" / "firecracker")
+        if (reason := no_microvms(tools)) is not None:
+            pytest.skip(f"NOT RUN: {reason}")
+        return lambda **options: FirecrackerRuntime(
+            **{"tools": tools, "state_dir": state_dir / "firecracker", "instance": instance} | options
+        )
     if kind == "gvisor":
         if (runsc := find_runsc()) is None:
             pytest.skip("NOT RUN: no runsc is installed (`firebrick up` installs one)")
@@ -242,7 +266,7 @@ async def runtime_bench(kind: str, no_leaks: LeakCheck) -> AsyncIterator[Runtime
         await disks.recover(frozenset())
         try:
             bench = RuntimeBench(
-                name=RuntimeName.GVISOR if kind == "gvisor" else RuntimeName.CONTAINER,
+                name=NAMES.get(kind, RuntimeName.CONTAINER),
                 directory=directory, disks=disks, make=make, instance=instance, runtime=make(),
             )  # fmt: skip
             try:

@@ -2,10 +2,13 @@
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+SLOWNESS = float(os.environ.get("FIREBRICK_TEST_SLOWNESS", "1"))
+"""How much longer everything may take here than on hardware: 10 in an emulated machine."""
 CEILING_S = 20.0
 POLL_S = 0.005
 
@@ -17,6 +20,7 @@ async def wait_for(
     status: Callable[[], object] | None = None,
 ) -> Any:
     """Poll until `condition()` is true and return its value; fail with `status()` after `timeout_s`."""
+    timeout_s *= SLOWNESS
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()

@@ -24,7 +24,7 @@ def test_environment_wins_over_the_file(tmp_path: Path) -> None:
         ({"FIREBRICK_API_PORT": "many"}, "must be a int"),
         ({"FIREBRICK_API_PORT": "70000"}, "from 1 to 65535"),
         ({"FIREBRICK_API_PORT": "3002"}, "different ports"),
-        ({"FIREBRICK_RUNTIME": "docker"}, "must be auto, gvisor"),
+        ({"FIREBRICK_RUNTIME": "docker"}, "must be auto, firecracker"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, environ: dict[str, str], told: str) -> None:

@@ -24,13 +24,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from firebrick.builder.agent_image import build_agent_image
 from firebrick.builder.base_template import build_base_template, find_base_template
+from firebrick.builder.firecracker_tools import install_firecracker
 from firebrick.builder.runsc_tool import install_runsc
 from firebrick.cli.console import err, fail, out, reports_errors
 from firebrick.cli.instance import kill_all
 from firebrick.cli.probes import runtime_probes
 from firebrick.clock import SystemClock
 from firebrick.config import Config, load_config
-from firebrick.doctor.doctor import Report, examine, find_runsc
+from firebrick.doctor.doctor import Report, examine, find_firecracker, find_runsc
 from firebrick.doctor.mend import mend
 from firebrick.doctor.names import probe_names
 from firebrick.doctor.packages import missing_packages
@@ -49,7 +50,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 @reports_errors
 def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all is ready.")] = False,
-    runtime: Annotated[str | None, typer.Option(help="auto, gvisor, container or sim.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="auto, firecracker, gvisor, container or sim.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
     api_port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
     edge_port: Annotated[int | None, typer.Option(help="Port of the edge.")] = None,
@@ -86,6 +87,11 @@ async def prepare(config: Config) -> RuntimeName:
     with stages() as stage:
         if find_runsc(config) is None and config.runtime in ("auto", RuntimeName.GVISOR):
             await _install_runsc(config, stage("gVisor's runsc"))
+            report = await examine(config, runtime_probes=runtime_probes(config))
+        if find_firecracker(config) is None and config.runtime == RuntimeName.FIRECRACKER:
+            tell = stage("Firecracker")
+            await install_firecracker(config.firecracker_dir, path=None, mirror=None, tell=tell)
+            tell("ready", 1.0)
             report = await examine(config, runtime_probes=runtime_probes(config))
         if report.runtime is None or not report.is_able:
             show_report(report, err)

@@ -35,10 +35,13 @@ class NodeStatus:
 
 
 class NodeDirectory:
-    def __init__(self, clients: Mapping[NodeId, NodeClient], database: Database, clock: Clock) -> None:
+    def __init__(
+        self, clients: Mapping[NodeId, NodeClient], database: Database, clock: Clock, *, patience: float = 1.0
+    ) -> None:
         self._clients = dict(clients)
         self._database = database
         self._clock = clock
+        self._patience = patience
         self._written: dict[NodeId, NodeView] = {}
         self.statuses = {node_id: NodeStatus(node_id=node_id, state=NodeState.JOINING) for node_id in clients}
 
@@ -69,7 +72,7 @@ class NodeDirectory:
         """True when the node answered."""
         status = self.statuses[node_id]
         try:
-            async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+            async with asyncio.timeout(DESCRIBE_TIMEOUT_S * self._patience):
                 description = await self._clients[node_id].describe()
             if description.node_id != node_id:
                 raise Unavailable(f"Another node answers in its place: {description.node_id}")

@@ -151,7 +151,7 @@ async def open_control_plane(
     database = Database(database_url or config.database_url)
     try:
         await migrate(database)
-        nodes = NodeDirectory(node_clients, database, clock)
+        nodes = NodeDirectory(node_clients, database, clock, patience=config.patience)
         platform = Platform(
             database=database, nodes=nodes, catalog=catalog, clock=clock, config=config, tokens=tokens
         )  # fmt: skip

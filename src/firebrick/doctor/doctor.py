@@ -13,6 +13,7 @@ from firebrick.doctor.names import probe_names
 from firebrick.doctor.packages import probe_packages
 from firebrick.doctor.result import ProbeResult, ProbeStatus
 from firebrick.model.machine import RuntimeName
+from firebrick.runtimes.firecracker.plan import Tools
 
 RuntimeProbe = Callable[[], Awaitable[ProbeResult]]
 
@@ -80,14 +81,20 @@ def find_oci_runtime(config: Config) -> Path | None:
     return _first_program(config.oci_runtime_path, "runc", "crun")
 
 
+def find_firecracker(config: Config) -> Tools | None:
+    """What `firebrick setup firecracker` installed, if it is whole."""
+    tools = Tools(directory=config.firecracker_dir)
+    return tools if all(path.is_file() for path in tools.files) else None
+
+
 async def examine(config: Config, *, runtime_probes: Iterable[RuntimeProbe]) -> Report:
     """Run every probe, all at once. Takes as long as the slowest: a few seconds."""
     probes: list[RuntimeProbe] = [
         lambda: asyncio.to_thread(machine_probes.probe_kernel),
         lambda: asyncio.to_thread(machine_probes.probe_rights),
         lambda: asyncio.to_thread(machine_probes.probe_cgroups),
-        feature_probes.probe_rootfs,
-        feature_probes.probe_network,
+        lambda: feature_probes.probe_rootfs(patience=config.patience),
+        lambda: feature_probes.probe_network(patience=config.patience),
         lambda: asyncio.to_thread(feature_probes.probe_internet),
         feature_probes.probe_user_namespaces,
         lambda: asyncio.to_thread(machine_probes.probe_seccomp),

@@ -25,14 +25,14 @@ with Nft() as nft:
 """
 
 
-async def probe_rootfs() -> ProbeResult:
+async def probe_rootfs(*, patience: float = 1.0) -> ProbeResult:
     """Clone a tiny image with the very driver that sandboxes use, write to it, take it down."""
     name = "rootfs"
     if os.geteuid() != 0:
         return _not_root(name)
     with tempfile.TemporaryDirectory(prefix="firebrick-doctor-") as directory:
         try:
-            async with asyncio.timeout(_DEADLINE_S):
+            async with asyncio.timeout(_DEADLINE_S * patience):
                 await _clone_once(Path(directory))
         except CommandFailed as exc:
             why = "The image could not be made." if exc.returncode != 127 else "mkfs.erofs is missing."
@@ -57,16 +57,16 @@ async def probe_user_namespaces() -> ProbeResult:
     return ProbeResult(name=name, status=ProbeStatus.OK, summary="work")
 
 
-async def probe_network() -> ProbeResult:
+async def probe_network(*, patience: float = 1.0) -> ProbeResult:
     """Load a table with NAT in a namespace made for it."""
     name = "network"
     if os.geteuid() != 0:
         return _not_root(name)
     try:
         argv = ["unshare", "--net", sys.executable, "-c", _NFTABLES]
-        await run(argv, timeout_s=_DEADLINE_S)
+        await run(argv, timeout_s=_DEADLINE_S * patience)
         veth = "ip link add probe0 type veth peer name probe1"
-        await run(["unshare", "--net", "sh", "-c", veth], timeout_s=_DEADLINE_S)
+        await run(["unshare", "--net", "sh", "-c", veth], timeout_s=_DEADLINE_S * patience)
     except CommandFailed as exc:
         why = f"Slots need network namespaces, veth and nftables: {_last_line(exc.stderr)}"
         mend = (("modprobe", "nf_tables"), ("modprobe", "veth"))

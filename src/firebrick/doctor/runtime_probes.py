@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from firebrick.doctor.machine_facts import cpu_flags
 from firebrick.doctor.result import ProbeResult, ProbeStatus
 from firebrick.linux import netns
 from firebrick.linux.erofs import mkfs_command
@@ -26,9 +27,13 @@ from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.runtimes.base import AGENT_MOUNT, CONSOLE_NAME, Capability, MachineSpec, Runtime
 from firebrick.runtimes.console import console_tail, open_console
 from firebrick.runtimes.container.driver import ContainerRuntime
+from firebrick.runtimes.firecracker.driver import FirecrackerRuntime
+from firebrick.runtimes.firecracker.plan import Tools
 from firebrick.runtimes.gvisor.driver import GvisorRuntime
 
 DEADLINE_S = 20.0
+BOOT_DEADLINE_S = 60.0
+"""A guest boots in a second, on nested virtualisation in a few, in emulation in twenty."""
 ID_SHIFT = 0x30000000
 KVM = Path("/dev/kvm")
 PROOF = "a program has run"
@@ -40,46 +45,69 @@ _POLL_S = 0.005
 _MakeDriver = Callable[[Path, str], Runtime]
 
 
-async def probe_gvisor(runsc: Path) -> ProbeResult:
+async def probe_gvisor(runsc: Path, *, patience: float = 1.0) -> ProbeResult:
     """Run a program under gVisor."""
 
     def driver(state_dir: Path, instance: str) -> Runtime:
         return GvisorRuntime(runsc=runsc, state_dir=state_dir, instance=instance)
 
-    return await _probe(RuntimeName.GVISOR, runsc, driver)
+    return await _probe(RuntimeName.GVISOR, runsc, driver, deadline_s=DEADLINE_S * patience)
 
 
-async def probe_container(binary: Path) -> ProbeResult:
+async def probe_container(binary: Path, *, patience: float = 1.0) -> ProbeResult:
     """Run a program in a container."""
 
     def driver(state_dir: Path, instance: str) -> Runtime:
         return ContainerRuntime(binary=binary, state_dir=state_dir, instance=instance)
 
-    return await _probe(RuntimeName.CONTAINER, binary, driver)
+    return await _probe(RuntimeName.CONTAINER, binary, driver, deadline_s=DEADLINE_S * patience)
 
 
-async def probe_kvm() -> ProbeResult:
-    """Tell what is known of hardware virtualisation: a device file is no proof, only a guest that boots is."""
+async def probe_firecracker(tools: Tools, *, patience: float = 1.0) -> ProbeResult:
+    """Boot a guest: a device file proves nothing, for on some machines no ordinary guest boots (see
+    docs/compatibility/firecracker.md), and only time tells."""
     if not KVM.exists():
-        return ProbeResult(name="kvm", status=ProbeStatus.ABSENT, summary="no /dev/kvm; microVMs would need it")
+        return await probe_no_firecracker()
+
+    def driver(state_dir: Path, instance: str) -> Runtime:
+        return FirecrackerRuntime(
+            tools=tools, state_dir=state_dir, instance=instance, start_timeout_s=BOOT_DEADLINE_S * patience
+        )  # fmt: skip
+
+    return await _probe(RuntimeName.FIRECRACKER, tools.firecracker, driver, deadline_s=BOOT_DEADLINE_S * patience)
+
+
+async def probe_no_firecracker() -> ProbeResult:
+    """What can be told without booting anything."""
+    if KVM.exists():
+        return ProbeResult(
+            name=RuntimeName.FIRECRACKER,
+            status=ProbeStatus.ABSENT,
+            summary="/dev/kvm is there; whether a guest boots on it is not known",
+            why="Only a guest that boots proves KVM; `firebrick setup firecracker` gets what is needed, and boots one.",
+        )
+    facts = cpu_flags(Path("/proc/cpuinfo").read_text(errors="replace"))
     return ProbeResult(
-        name="kvm",
+        name=RuntimeName.FIRECRACKER,
         status=ProbeStatus.ABSENT,
-        summary="/dev/kvm is there, which does not prove that a guest boots on it",
-        why="This version has no firecracker runtime, and so boots none to find out.",
+        summary="no /dev/kvm; microVMs need it",
+        why="This CPU can virtualise: load the module kvm_intel or kvm_amd."
+        if facts & {"vmx", "svm"}
+        else "The CPU shows no virtualisation: it is off in the firmware, or this is a virtual machine whose host does "
+        "not nest.",
     )
 
 
-async def _probe(name: RuntimeName, program: Path, driver: _MakeDriver) -> ProbeResult:
+async def _probe(name: RuntimeName, program: Path, driver: _MakeDriver, *, deadline_s: float) -> ProbeResult:
     if os.geteuid() != 0:
         why = "Only root can try it."
         return ProbeResult(name=name, status=ProbeStatus.FAIL, summary="not probed", why=why)
     try:
-        async with asyncio.timeout(DEADLINE_S):
-            version = await _version(program)
+        async with asyncio.timeout(deadline_s):
+            version = await _version(program, deadline_s)
             await _run_once(driver)
     except TimeoutError:
-        return _failed(name, program, f"Nothing was heard of it within {DEADLINE_S:.0f} s.")
+        return _failed(name, program, f"Nothing was heard of it within {deadline_s:.0f} s.")
     except FirebrickError as exc:
         return _failed(name, program, f"{exc.message} {_last_line(exc.detail)}".strip())
     except (CommandFailed, OSError) as exc:
@@ -96,7 +124,8 @@ async def _run_once(make: _MakeDriver) -> None:
         base.chmod(0o711)
         driver = make(base / "state", instance)
         shift = ID_SHIFT if Capability.USER_NAMESPACE in driver.capabilities else 0
-        async with _disk(base, instance, shift) as rootfs, _network() as place:
+        is_mounted = Capability.OWN_KERNEL not in driver.capabilities
+        async with _disk(base, instance, shift, is_mounted=is_mounted) as rootfs, _network() as place:
             spec = _spec(base, rootfs, place)
             try:
                 await driver.start(spec)
@@ -109,7 +138,7 @@ async def _run_once(make: _MakeDriver) -> None:
 
 
 @asynccontextmanager
-async def _disk(base: Path, instance: str, shift: int) -> AsyncIterator[Rootfs]:
+async def _disk(base: Path, instance: str, shift: int, *, is_mounted: bool) -> AsyncIterator[Rootfs]:
     """An image with one program, and a clone of it."""
     tail = Path(shutil.which("tail") or "/usr/bin/tail").resolve()
     libraries = await run(["ldd", tail], check=False)
@@ -119,7 +148,9 @@ async def _disk(base: Path, instance: str, shift: int) -> AsyncIterator[Rootfs]:
     machine_id = new_machine_id()
     await disks.recover(frozenset())
     try:
-        yield await disks.prepare(machine_id, base / "image", disk_mib=_LIMITS.disk_mib, id_shift=shift)
+        yield await disks.prepare(
+            machine_id, base / "image", disk_mib=_LIMITS.disk_mib, id_shift=shift, is_mounted=is_mounted
+        )  # fmt: skip
     finally:
         await disks.remove(machine_id)
         await disks.close()
@@ -163,6 +194,8 @@ def _spec(base: Path, rootfs: Rootfs, place: Path) -> MachineSpec:
         rootfs=rootfs.path,
         image=rootfs.image,
         disk=rootfs.disk,
+        disk_file=rootfs.disk_file,
+        user_id=ID_SHIFT,
         id_shift=rootfs.id_shift,
         agent_dir=base / "agent",
         netns=place,
@@ -182,8 +215,8 @@ async def _hear(directory: Path) -> None:
             await asyncio.sleep(_POLL_S)
 
 
-async def _version(program: Path) -> str:
-    said = await run([program, "--version"], timeout_s=DEADLINE_S)
+async def _version(program: Path, deadline_s: float) -> str:
+    said = await run([program, "--version"], timeout_s=deadline_s)
     return (said.stdout or said.stderr).partition("\n")[0].strip() or program.name
 
 

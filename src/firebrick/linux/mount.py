@@ -17,6 +17,7 @@ MS_NOATIME = 1024
 MS_BIND = 4096
 MS_SHARED = 1 << 20
 
+_MS_REMOUNT = 32
 _MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -59,9 +60,12 @@ def unmount(target: Path, *, detach: bool = False) -> None:
     _check(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)), target)
 
 
-def bind(source: Path, target: Path) -> None:
+def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
     """Show `source` at `target` as well."""
     mount(source, target, "none", flags=MS_BIND)
+    if read_only:
+        # A flag of a bind counts only once the bind is there.
+        mount("none", target, "none", flags=MS_BIND | _MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
 def make_shared(target: Path) -> None:

@@ -42,7 +42,7 @@ async def run(config: Config, clock: Clock) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         node_id = await wait_node_id(config.node_dir / "node_id", clock)
-        node = GrpcNodeClient(f"unix:{config.node_socket}")
+        node = GrpcNodeClient(f"unix:{config.node_socket}", patience=config.patience)
         stack.push_async_callback(node.close)
         catalog = EmbeddedCatalogServer(config.catalog_socket)
         await catalog.start()

@@ -14,8 +14,8 @@ from firebrick.builder.agent_image import agent_argv, agent_env
 from firebrick.builder.template_store import IMAGE_NAME, RECORD_NAME, list_builds
 from firebrick.clock import SystemClock
 from firebrick.config import Config
-from firebrick.doctor.doctor import find_oci_runtime, find_runsc, working_runtimes
-from firebrick.doctor.runtime_probes import probe_container, probe_gvisor
+from firebrick.doctor.doctor import find_firecracker, find_oci_runtime, find_runsc, working_runtimes
+from firebrick.doctor.runtime_probes import probe_container, probe_firecracker, probe_gvisor
 from firebrick.guestlink.http import HttpGuestLink
 from firebrick.guestlink.sim import SimGuests
 from firebrick.linux.kernel_log import KernelLog
@@ -31,7 +31,10 @@ from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.rootfs.sim import SimRootfs
 from firebrick.runtimes.base import Runtime
 from firebrick.runtimes.container.driver import ContainerRuntime
+from firebrick.runtimes.firecracker.driver import FirecrackerRuntime
+from firebrick.runtimes.firecracker.plan import Rates
 from firebrick.runtimes.gvisor.driver import GvisorRuntime
+from firebrick.runtimes.machines import START_TIMEOUT_S
 from firebrick.runtimes.sim.runtime import SimRuntime
 
 BASE_ALIAS = "base"
@@ -90,13 +93,25 @@ def build_drivers(config: Config) -> NodeDrivers:
 def build_runtimes(config: Config, instance: str) -> Mapping[RuntimeName, Runtime]:
     """Every runtime whose program is installed."""
     runtimes: dict[RuntimeName, Runtime] = {}
+    start_timeout_s = START_TIMEOUT_S * config.patience
     if (runsc := find_runsc(config)) is not None:
         runtimes[RuntimeName.GVISOR] = GvisorRuntime(
-            runsc=runsc, state_dir=config.node_dir / "gvisor", instance=instance
+            runsc=runsc, state_dir=config.node_dir / "gvisor", instance=instance, start_timeout_s=start_timeout_s
         )
     if (binary := find_oci_runtime(config)) is not None:
         runtimes[RuntimeName.CONTAINER] = ContainerRuntime(
-            binary=binary, state_dir=config.node_dir / "container", instance=instance
+            binary=binary, state_dir=config.node_dir / "container", instance=instance, start_timeout_s=start_timeout_s
+        )
+    if (tools := find_firecracker(config)) is not None:
+        runtimes[RuntimeName.FIRECRACKER] = FirecrackerRuntime(
+            tools=tools,
+            state_dir=config.node_dir / "firecracker",
+            instance=instance,
+            rates=Rates(
+                disk_bytes_per_s=config.firecracker_disk_mib_per_s << 20,
+                network_bytes_per_s=config.firecracker_network_mib_per_s << 20,
+            ),
+            start_timeout_s=start_timeout_s,
         )
     return runtimes
 
@@ -115,6 +130,7 @@ async def build_settings(config: Config, drivers: NodeDrivers) -> NodeSettings:
         memory_overcommit=config.memory_overcommit,
         warm_count=config.warm_count,
         warm_memory_mib=config.warm_memory_mib,
+        patience=config.patience,
         always_hot=_always_hot(config, offered[0]),
         ended_logs_kept_s=config.autopsy_hours * 3600.0,
         ended_logs_bytes=config.ended_logs_mib << 20,
@@ -145,10 +161,12 @@ async def _proven(config: Config, built: Mapping[RuntimeName, Runtime]) -> froze
     except (OSError, ValueError, KeyError, TypeError):
         pass
     results = []
+    if RuntimeName.FIRECRACKER in built and (tools := find_firecracker(config)) is not None:
+        results.append(await probe_firecracker(tools, patience=config.patience))
     if RuntimeName.GVISOR in built and (runsc := find_runsc(config)) is not None:
-        results.append(await probe_gvisor(runsc))
+        results.append(await probe_gvisor(runsc, patience=config.patience))
     if RuntimeName.CONTAINER in built and (binary := find_oci_runtime(config)) is not None:
-        results.append(await probe_container(binary))
+        results.append(await probe_container(binary, patience=config.patience))
     return frozenset(working_runtimes(results))
 
 

@@ -48,31 +48,37 @@ Answer = TypeVar("Answer")
 
 
 class GrpcNodeClient:
-    """Client of the node at `target`, such as `unix:/path` or `host:port`. Connects when first used."""
+    """Client of the node at `target`, such as `unix:/path` or `host:port`. Connects when first used.
 
-    def __init__(self, target: str) -> None:
+    `patience` is what every deadline is multiplied by.
+    """
+
+    def __init__(self, target: str, *, patience: float = 1.0) -> None:
         self._target = target
+        self._patience = patience
         self._channel: grpc.aio.Channel | None = None
         self._made_stub: Any = None
 
     async def describe(self) -> NodeDescription:
-        call = self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_S)
+        call = self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_S * self._patience)
         return convert.description_from_wire(await _answer(call, "describe"))
 
     async def start_sandbox(self, request: StartSandbox) -> NodeSandbox:
-        call = self._stub.StartSandbox(convert.start_to_wire(request), timeout=START_S)
+        call = self._stub.StartSandbox(convert.start_to_wire(request), timeout=START_S * self._patience)
         return convert.sandbox_from_wire(await _answer(call, f"start {request.sandbox_id}"))
 
     async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
-        call = self._stub.PauseSandbox(convert.pause_to_wire(request), timeout=PAUSE_S)
+        call = self._stub.PauseSandbox(convert.pause_to_wire(request), timeout=PAUSE_S * self._patience)
         return convert.paused_from_wire(await _answer(call, f"pause {request.sandbox_id}"))
 
     async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
-        call = self._stub.ResumeSandbox(convert.start_to_wire(request), timeout=START_S)
+        call = self._stub.ResumeSandbox(convert.start_to_wire(request), timeout=START_S * self._patience)
         return convert.sandbox_from_wire(await _answer(call, f"resume {request.sandbox_id}"))
 
     async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
-        call = self._stub.DiscardSandbox(pb.DiscardSandboxRequest(sandbox_id=sandbox_id), timeout=KILL_S)
+        call = self._stub.DiscardSandbox(
+            pb.DiscardSandboxRequest(sandbox_id=sandbox_id), timeout=KILL_S * self._patience
+        )
         return bool((await _answer(call, f"discard {sandbox_id}")).was_here)
 
     async def snapshot_sandbox(
@@ -81,37 +87,39 @@ class GrpcNodeClient:
         request = pb.SnapshotSandboxRequest(
             sandbox_id=sandbox_id, snapshot_id=snapshot_id, keep_memory=keep_memory
         )  # fmt: skip
-        call = self._stub.SnapshotSandbox(request, timeout=SNAPSHOT_S)
+        call = self._stub.SnapshotSandbox(request, timeout=SNAPSHOT_S * self._patience)
         return convert.snapshot_from_wire(await _answer(call, f"snapshot {sandbox_id}"))
 
     async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
-        call = self._stub.DeleteSnapshot(pb.DeleteSnapshotRequest(snapshot_id=snapshot_id), timeout=KILL_S)
+        call = self._stub.DeleteSnapshot(
+            pb.DeleteSnapshotRequest(snapshot_id=snapshot_id), timeout=KILL_S * self._patience
+        )
         return bool((await _answer(call, f"delete {snapshot_id}")).was_here)
 
     async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
-        call = self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=READ_S)
+        call = self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=READ_S * self._patience)
         return tuple(convert.snapshot_from_wire(wire) for wire in (await _answer(call, "snapshots")).snapshots)
 
     async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
         request = pb.KillSandboxRequest(sandbox_id=sandbox_id, keep_disk=keep_disk)
-        call = self._stub.KillSandbox(request, timeout=KILL_S)
+        call = self._stub.KillSandbox(request, timeout=KILL_S * self._patience)
         return bool((await _answer(call, f"kill {sandbox_id}")).was_running)
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
-        call = self._stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=READ_S)
+        call = self._stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=READ_S * self._patience)
         return tuple(convert.sandbox_from_wire(wire) for wire in (await _answer(call, "list")).sandboxes)
 
     async def update_network(self, sandbox_id: SandboxId, egress: Egress) -> None:
         request = pb.UpdateNetworkRequest(sandbox_id=sandbox_id, egress=convert.egress_to_wire(egress))
-        await _answer(self._stub.UpdateNetwork(request, timeout=READ_S), f"network of {sandbox_id}")
+        await _answer(self._stub.UpdateNetwork(request, timeout=READ_S * self._patience), f"network of {sandbox_id}")
 
     async def read_usage(self, sandbox_id: SandboxId) -> SandboxUsage:
-        call = self._stub.ReadUsage(pb.ReadUsageRequest(sandbox_id=sandbox_id), timeout=READ_S)
+        call = self._stub.ReadUsage(pb.ReadUsageRequest(sandbox_id=sandbox_id), timeout=READ_S * self._patience)
         return convert.usage_from_wire(await _answer(call, f"usage of {sandbox_id}"))
 
     async def read_logs(self, sandbox_id: SandboxId, *, start_ms: int, limit: int) -> tuple[LogEntry, ...]:
         request = pb.ReadLogsRequest(sandbox_id=sandbox_id, start_ms=start_ms, limit=limit)
-        answer = await _answer(self._stub.ReadLogs(request, timeout=READ_S), f"logs of {sandbox_id}")
+        answer = await _answer(self._stub.ReadLogs(request, timeout=READ_S * self._patience), f"logs of {sandbox_id}")
         return tuple(convert.log_from_wire(wire) for wire in answer.entries)
 
     async def watch_exits(self) -> AsyncIterator[SandboxExit]:

@@ -1,4 +1,4 @@
-"""What gvisor and container have in common: a detached machine's life, from its cgroup to its removal.
+"""What the drivers of real runtimes have in common: a detached machine's life, from its cgroup to its removal.
 
     cgroup ─▶ launcher ─▶ record ═▶ running ═▶ ended ─▶ cgroup emptied ─▶ runtime's state, cgroup, record gone
 
@@ -62,7 +62,8 @@ class DetachedMachines:
     Args:
         state_dir: the driver's own; made on first use.
         runtime_root: below it, where the runtime keeps its state: files and directories with the machine's id in
-            their names. Its path stands in the command line of every process of the runtime's own.
+            their names.
+        mark: stands in the command line of every launcher of ours; None: the path of `runtime_root` does.
         parent: name of the cgroup above all machines.
         oom_statuses: exit codes of a machine whose first process the kernel killed for memory.
     """
@@ -75,9 +76,11 @@ class DetachedMachines:
         parent: str,
         oom_statuses: frozenset[int],
         start_timeout_s: float,
+        mark: str | None = None,
     ) -> None:
         self._records = state_dir / "machines"
         self._root = runtime_root
+        self._mark = mark or str(runtime_root)
         self._parent = parent
         self._oom_statuses = oom_statuses
         self._start_timeout_s = start_timeout_s
@@ -255,7 +258,7 @@ class DetachedMachines:
 
     def _kill_strays(self, running: frozenset[MachineId]) -> None:
         """Launchers that were at work when we were killed, and are in no cgroup yet."""
-        for ref in processes_with_arguments(str(self._root)):
+        for ref in processes_with_arguments(self._mark):
             arguments = Path(f"/proc/{ref.pid}/cmdline").read_bytes() if ref.is_alive() else b""
             named = {MachineId(match) for match in _MACHINE_ID.findall(arguments.decode(errors="replace"))}
             if named and not named & running:

@@ -130,14 +130,15 @@ async def start(config: Config, clock: Clock) -> None:
     keeper = running(config, SUPERVISOR) or spawn_detached(
         role_argv(SUPERVISOR), log=log_file(config, SUPERVISOR), env=role_env(config)
     )
-    deadline = clock.monotonic_s() + READY_TIMEOUT_S
+    ready_timeout_s = READY_TIMEOUT_S * config.patience
+    deadline = clock.monotonic_s() + ready_timeout_s
     for role in Role:
         while not await is_healthy(config, role):
             if not keeper.is_alive():
                 raise Unavailable(f"The supervisor ended at once. {_last_words(config, SUPERVISOR)}")
             if clock.monotonic_s() > deadline:
                 raise Unavailable(
-                    f"The {role} process did not become healthy within {READY_TIMEOUT_S:.0f} s. "
+                    f"The {role} process did not become healthy within {ready_timeout_s:.0f} s. "
                     f"{_last_words(config, role)}"
                 )
             await clock.sleep(POLL_S)

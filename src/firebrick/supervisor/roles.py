@@ -92,7 +92,7 @@ def running(config: Config, role: str) -> ProcessRef | None:
 async def is_healthy(config: Config, role: Role) -> bool:
     """Ask the role itself, with a deadline."""
     if role is Role.NODE:
-        client = GrpcNodeClient(f"unix:{config.node_socket}")
+        client = GrpcNodeClient(f"unix:{config.node_socket}", patience=config.patience)
         try:
             await client.describe()
         except FirebrickError:

@@ -11,6 +11,7 @@ KINDS = [
     pytest.param("gvisor", marks=pytest.mark.needs_runsc),
     pytest.param("runc", marks=pytest.mark.needs_container),
     pytest.param("crun", marks=pytest.mark.needs_container),
+    pytest.param("firecracker", marks=pytest.mark.needs_kvm),
 ]
 
 

@@ -133,11 +133,12 @@ async def _undo_reserve(create: SandboxCreate) -> None:
 async def _start(create: SandboxCreate) -> None:
     sandbox, platform = create.sandbox, create.platform
     request = start_request(platform, sandbox)
+    deadline_s = START_DEADLINE_S * platform.config.patience
     try:
-        async with asyncio.timeout(START_DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             create.started = await platform.nodes.client(sandbox.node_id).start_sandbox(request)
     except TimeoutError as exc:
-        raise DeadlineExceeded(f"The sandbox did not start within {START_DEADLINE_S:.0f} seconds. Try again.") from exc
+        raise DeadlineExceeded(f"The sandbox did not start within {deadline_s:.0f} seconds. Try again.") from exc
 
 
 async def _confirm(create: SandboxCreate) -> None:

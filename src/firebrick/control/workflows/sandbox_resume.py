@@ -99,11 +99,12 @@ async def _settle_back_once(resume: SandboxResume) -> bool:
 async def _start(resume: SandboxResume) -> None:
     platform, sandbox = resume.platform, resume.sandbox
     request = replace(start_request(platform, sandbox), keep_memory=resume.keep_memory)
+    deadline_s = START_DEADLINE_S * platform.config.patience
     try:
-        async with asyncio.timeout(START_DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             resume.started = await platform.nodes.client(sandbox.node_id).resume_sandbox(request)
     except TimeoutError as exc:
-        raise DeadlineExceeded(f"The sandbox did not resume within {START_DEADLINE_S:.0f} seconds. Try again.") from exc
+        raise DeadlineExceeded(f"The sandbox did not resume within {deadline_s:.0f} seconds. Try again.") from exc
     except NotFound as exc:
         await begin_end(platform, sandbox.sandbox_id, EndReason.NODE_LOST, detail=LOST_DETAIL)
         raise NotFound(f"Sandbox {sandbox.sandbox_id} cannot be resumed: its node no longer has its disk.") from exc

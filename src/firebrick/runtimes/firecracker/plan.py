@@ -1,0 +1,276 @@
+"""What a microVM is made of, as data: its configuration, its jail, the jailer's command line. Pure.
+
+In the jail, which is the monitor's whole world:
+
+    /vmlinux /initrd          the guest's kernel and our initramfs, shared, read-only
+    /image /agent             EROFS drives, shared, read-only        /disk    what the machine writes
+    /spec                     a tar with what the init script does   /report  how the guest ended
+    /config.json              the configuration                      /api.sock
+
+Large files are bound into the jail in a mount namespace that only the monitor has: nothing is mounted on the host, and
+nothing need lie on one file system. Drives appear in the guest in the order of DRIVES.
+"""
+
+import io
+import re
+import shlex
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any
+
+from firebrick.model.ids import MachineId
+from firebrick.model.machine import Limits
+from firebrick.runtimes.base import MachineSpec
+
+Json = dict[str, Any]
+
+PROGRAM = "firecracker"
+"""The monitor's file name; the jailer calls a jail's parent directory by it, and the pid file."""
+
+API_SOCKET, CONFIG, REPORT, SPEC = "api.sock", "config.json", "report", "spec"
+DRIVES = ("image", "disk", "agent", SPEC, REPORT)
+WRITABLE = frozenset({"disk", REPORT})
+TAP = "tap0"
+REPORT_BYTES = 512
+MOST_CPU_COUNT = 32
+
+BOOT_ARGUMENTS = (
+    "console=ttyS0",
+    # A guest that restarts or panics ends: the keyboard controller's reset is what the monitor takes for the end.
+    "reboot=k",
+    "panic=-1",
+    "quiet",
+    "loglevel=3",
+    "8250.nr_uarts=1",
+    "pci=off",
+    # Devices that are not there are not waited for.
+    "i8042.noaux",
+    "i8042.nomux",
+    "i8042.nopnp",
+    "i8042.dumbkbd",
+    "random.trust_cpu=on",
+    "rdinit=/init",
+)
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_REPORT = re.compile(rb"(?:exit (\d{1,3}) (\d{1,9})|failed ([ -~]{1,200}))\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What `firebrick setup firecracker` puts into one directory."""
+
+    directory: Path
+
+    @property
+    def firecracker(self) -> Path:
+        return self.directory / PROGRAM
+
+    @property
+    def jailer(self) -> Path:
+        return self.directory / "jailer"
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinux"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.directory / "initrd"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.firecracker, self.jailer, self.kernel, self.initramfs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """How the namespace's own interface is set, which is how the guest's will be."""
+
+    mac: str
+    address: IPv4Interface
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """The most that a guest may move between host and itself; 0: no limit."""
+
+    disk_bytes_per_s: int = 0
+    network_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jail:
+    """Where the jailer puts a machine. `top` is ours; the jailer makes the rest."""
+
+    top: Path
+    machine_id: MachineId
+
+    @property
+    def directory(self) -> Path:
+        return self.top / PROGRAM / self.machine_id
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.root / f"{PROGRAM}.pid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a guest ended, as it says itself: nothing but words. `failure`: why the sandbox did not begin."""
+
+    exit_code: int | None = None
+    oom_kill_count: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A file of the host's to appear in the jail under a name."""
+
+    source: Path
+    name: str
+    read_only: bool = True
+
+
+def cpu_count(limits: Limits) -> int:
+    """Whole CPUs for a share of them; the cgroup sees to the fraction."""
+    return min(MOST_CPU_COUNT, max(1, -(-limits.millicpu // 1000)))
+
+
+def machine_config(limits: Limits, *, network: Network | None, rates: Rates) -> Json:
+    """config.json of a microVM. Without MMDS: there is no metadata service to reach."""
+    config: Json = {
+        "boot-source": {
+            "kernel_image_path": "/vmlinux",
+            "initrd_path": "/initrd",
+            "boot_args": " ".join(BOOT_ARGUMENTS),
+        },
+        "machine-config": {"vcpu_count": cpu_count(limits), "mem_size_mib": limits.memory_mib, "smt": False},
+        "drives": [_drive(name, rates) for name in DRIVES],
+        "network-interfaces": [] if network is None else [_interface(network, rates)],
+        # The guest's pool of randomness is fed by the host's as well as by its CPU.
+        "entropy": {},
+    }
+    return config
+
+
+def _drive(name: str, rates: Rates) -> Json:
+    drive: Json = {
+        "drive_id": name,
+        "path_on_host": f"/{name}",
+        "is_root_device": False,
+        "is_read_only": name not in WRITABLE,
+        # A flush of the guest's does not reach the host's disk, where one machine's would stall its neighbours. What a
+        # pause or a snapshot promises to be safe is flushed by us.
+        "cache_type": "Unsafe",
+    }
+    if rates.disk_bytes_per_s:
+        drive["rate_limiter"] = _bucket(rates.disk_bytes_per_s)
+    return drive
+
+
+def _interface(network: Network, rates: Rates) -> Json:
+    interface: Json = {"iface_id": "eth0", "host_dev_name": TAP, "guest_mac": network.mac}
+    if rates.network_bytes_per_s:
+        for way in ("rx", "tx"):
+            interface[f"{way}_rate_limiter"] = _bucket(rates.network_bytes_per_s)
+    return interface
+
+
+def _bucket(bytes_per_s: int) -> Json:
+    # Refilled over a tenth of a second: short bursts pass, and a flood is spread evenly.
+    return {"bandwidth": {"size": max(1, bytes_per_s // 10), "refill_time": 100}}
+
+
+def bound_files(tools: Tools, *, image: Path, disk: Path, agent: Path) -> tuple[Bound, ...]:
+    return (
+        Bound(source=tools.kernel, name="vmlinux"),
+        Bound(source=tools.initramfs, name="initrd"),
+        Bound(source=image, name="image"),
+        Bound(source=agent, name="agent"),
+        Bound(source=disk, name="disk", read_only=False),
+    )
+
+
+def jailer_argv(tools: Tools, jail: Jail, *, user_id: int, netns: Path) -> list[str]:
+    """The jailer's command line. The cgroup is ours: the jailer is in it when it starts, and is told of none.
+
+    Raises: ValueError for root, who must not run a monitor.
+    """
+    if user_id <= 0:
+        raise ValueError("a monitor needs a user of its own")
+    return [
+        str(tools.jailer),
+        *("--id", jail.machine_id),
+        *("--exec-file", str(tools.firecracker)),
+        *("--uid", str(user_id)),
+        *("--gid", str(user_id)),
+        *("--chroot-base-dir", str(jail.top)),
+        *("--netns", str(netns)),
+        "--new-pid-ns",
+        "--",
+        *("--api-sock", f"/{API_SOCKET}"),
+        *("--config-file", f"/{CONFIG}"),
+        *("--level", "Warning"),
+    ]
+
+
+def spec_archive(spec: MachineSpec, network: Network | None, files: Mapping[str, bytes]) -> bytes:
+    """The tar that the init script reads: a shell script with settings, and files to show read-only.
+
+    Raises: ValueError for a host name, a variable or a path that is none.
+    """
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        _add(archive, "machine", machine_script(spec, network).encode())
+        for inside, data in files.items():
+            if not inside.startswith("/") or ".." in Path(inside).parts:
+                raise ValueError(f"not an absolute path: {inside!r}")
+            _add(archive, f"files{inside}", data)
+    return out.getvalue()
+
+
+def machine_script(spec: MachineSpec, network: Network | None) -> str:
+    """Settings for the init script, as shell."""
+    if not _HOSTNAME.match(spec.hostname):
+        raise ValueError(f"not a host name: {spec.hostname!r}")
+    for name in spec.env:
+        if not _VARIABLE.match(name):
+            raise ValueError(f"not a variable's name: {name!r}")
+    env = [f"{name}={value}" for name, value in spec.env.items()]
+    program = shlex.join(["/bin/busybox", "env", "-i", *env, "/bin/busybox", "chroot", ".", *spec.argv])
+    return "".join(
+        (
+            f"hostname={spec.hostname}\n",
+            f"address={network.address if network else ''}\n",
+            f"gateway={network.gateway if network else ''}\n",
+            f"process_count={spec.limits.process_count}\n",
+            f"program() {{\n    exec {program}\n}}\n",
+        )
+    )
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    archive.addfile(member, io.BytesIO(data))
+
+
+def parse_report(report: bytes) -> Report | None:
+    """None where the guest ended without a word, or with words that are none of ours."""
+    found = _REPORT.match(report[:REPORT_BYTES])
+    if found is None:
+        return None
+    if found[3] is not None:
+        return Report(failure=found[3].decode())
+    return Report(exit_code=min(int(found[1]), 255), oom_kill_count=int(found[2]))

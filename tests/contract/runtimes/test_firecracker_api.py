@@ -1,0 +1,102 @@
+"""The client of a monitor's API, against a server on a unix socket that answers as one, or worse."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from firebrick.runtimes.firecracker.api import MAX_ANSWER_BYTES, ApiFailed, MachineApi
+
+Asked = list[bytes]
+
+
+def answer(status: str, body: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status.encode(), len(body), body)
+
+
+@asynccontextmanager
+async def monitor(socket: Path, reply: Callable[[bytes], bytes]) -> AsyncIterator[Asked]:
+    asked: Asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length" in line), 0
+        )
+        request = head + await reader.readexactly(length)
+        asked.append(request)
+        writer.write(reply(request))
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, socket)
+    try:
+        yield asked
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_state_pause_and_resume(tmp_path: Path) -> None:
+    """Each is one request with the words of Firecracker's API."""
+    state = answer("200 OK", b'{"id":"m1","state":"Running","vmm_version":"1.12.1"}')
+    socket = tmp_path / "api.sock"
+    async with monitor(socket, lambda asked: state if asked.startswith(b"GET") else answer("204 No Content")) as asked:
+        api = MachineApi(socket)
+        assert await api.state() == "Running"
+        await api.pause()
+        await api.resume()
+    assert [request.split(b" HTTP")[0] for request in asked] == [b"GET /", b"PATCH /vm", b"PATCH /vm"]
+    assert asked[1].endswith(b'{"state":"Paused"}')
+    assert asked[2].endswith(b'{"state":"Resumed"}')
+
+
+async def test_a_socket_may_lie_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deeper than the name of a unix socket may be long."""
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    async with monitor(Path("api.sock"), lambda asked: answer("200 OK", b'{"state":"Paused"}')):
+        assert await MachineApi(deep / "api.sock").state() == "Paused"
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (answer("400 Bad Request", b'{"fault_message":"The microVM is not running."}'), "not running"),
+        (answer("200 OK", b"<html>"), "no JSON"),
+        (answer("200 OK", b"x" * (MAX_ANSWER_BYTES + 1)), "longer"),
+        (b"SSH-2.0\r\n", "GET /"),
+        (b"", "GET /"),
+    ],
+)
+async def test_what_makes_no_sense_is_told(tmp_path: Path, reply: bytes, why: str) -> None:
+    async with monitor(tmp_path / "api.sock", lambda asked: reply):
+        with pytest.raises(ApiFailed, match=why):
+            await MachineApi(tmp_path / "api.sock").state()
+
+
+async def test_no_monitor_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ApiFailed, match="GET /"):
+        await MachineApi(tmp_path / "api.sock").state()
+    with pytest.raises(ApiFailed, match="GET /"):
+        await MachineApi(tmp_path / "none" / "api.sock").state()
+
+
+async def test_a_silent_monitor_holds_nobody(tmp_path: Path) -> None:
+    """There is a deadline for every answer."""
+    held = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await held.wait()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "api.sock")
+    try:
+        with pytest.raises(ApiFailed, match="Timeout"):
+            await MachineApi(tmp_path / "api.sock", timeout_s=0.05).state()
+    finally:
+        held.set()
+        server.close()
+        await server.wait_closed()
