@@ -154,9 +154,10 @@ def first_sandbox(config: Config) -> str:
         fail("The API key of this instance is missing.")
     options = {"api_key": target.api_key, "api_url": target.api_url, "sandbox_url": target.sandbox_url}
     began = perf_counter()
-    with Sandbox.create(timeout=60, **options) as box:  # type: ignore[arg-type]
+    wait_s = 60 * config.patience
+    with Sandbox.create(timeout=int(wait_s), request_timeout=wait_s, **options) as box:  # type: ignore[arg-type]
         created = perf_counter()
-        printed = box.commands.run(FIRST_COMMAND).stdout.split("\n")
+        printed = box.commands.run(FIRST_COMMAND, timeout=wait_s, request_timeout=wait_s).stdout.split("\n")
         done = perf_counter()
     if printed[2] != "42":
         fail(f"The first sandbox answered strangely: {printed!r}")

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from firebrick.doctor.machine_facts import cpu_flags
@@ -38,6 +39,10 @@ ID_SHIFT = 0x30000000
 KVM = Path("/dev/kvm")
 PROOF = "a program has run"
 
+_KVM_HINT = (
+    "Where this machine is itself a guest and its host does not nest, /dev/kvm may be there and boot nothing: see "
+    "docs/compatibility/firecracker.md."
+)
 _DIRECTORIES = ("proc", "dev", "sys", "tmp", AGENT_MOUNT.strip("/"))
 _LIMITS = Limits(millicpu=1000, memory_mib=128, disk_mib=16, process_count=64)
 _POLL_S = 0.005
@@ -74,7 +79,12 @@ async def probe_firecracker(tools: Tools, *, patience: float = 1.0) -> ProbeResu
             tools=tools, state_dir=state_dir, instance=instance, start_timeout_s=BOOT_DEADLINE_S * patience
         )  # fmt: skip
 
-    return await _probe(RuntimeName.FIRECRACKER, tools.firecracker, driver, deadline_s=BOOT_DEADLINE_S * patience)
+    result = await _probe(
+        RuntimeName.FIRECRACKER, tools.firecracker, driver, deadline_s=BOOT_DEADLINE_S * patience
+    )  # fmt: skip
+    if result.status is not ProbeStatus.FAIL:
+        return result
+    return replace(result, why=f"{result.why} {_KVM_HINT}")
 
 
 async def probe_no_firecracker() -> ProbeResult:
