@@ -220,8 +220,8 @@ def find_oci(program: str | None = None) -> Path | None:
 
 def no_microvms(tools: Tools) -> str | None:
     """Why no microVM can be had here; None when one can. That /dev/kvm is there is not enough: a machine whose KVM
-    boots guests says so by FIREBRICK_TEST_KVM=1, as the lab does."""
-    if os.environ.get("FIREBRICK_TEST_KVM") != "1":
+    boots guests says so by FIREBRICK_TEST_KVM=1, or is the lab."""
+    if os.environ.get("FIREBRICK_TEST_KVM") != "1" and "FIREBRICK_IN_LAB" not in os.environ:
         return "no KVM that boots guests (set FIREBRICK_TEST_KVM=1 where there is one; `./dev lab` has one)"
     missing = [path.name for path in tools.files if not path.is_file()]
     return f"{', '.join(missing)} missing in {tools.directory} (`firebrick setup firecracker`)" if missing else None

@@ -115,7 +115,9 @@ class FirecrackerRuntime:
         argv = jailer_argv(self._tools, jail, user_id=spec.user_id, netns=spec.netns)
         self._jails.mkdir(mode=0o711, parents=True, exist_ok=True)
         jail.root.mkdir(mode=0o700, parents=True)
-        os.chown(files[-1].source, spec.user_id, spec.user_id)
+        for file in files:
+            if not file.read_only:
+                os.chown(file.source, spec.user_id, spec.user_id)
         network = _network(spec.netns, spec.user_id)
         extra = {inside: source.read_bytes() for inside, source in spec.files.items()}
         _write(
