@@ -178,6 +178,7 @@ async def test_older_sandboxes_are_found_by_metadata_too(database: Database) -> 
         await sandbox_insert(tx, sandbox)
         await sandbox_insert(tx, make_sandbox())
         # What every later migration made goes too, or it could not be made again.
+        await tx.execute(text("DROP TABLE leases"))
         await tx.execute(text("DROP TABLE sandbox_metadata"))
         await tx.execute(text("ALTER TABLE sandboxes DROP COLUMN silent_at_pause"))
         await tx.execute(text("UPDATE alembic_version SET version_num = '0003'"))
