@@ -288,7 +288,7 @@ def measure(directory: Path, stack: ExitStack, options: argparse.Namespace) -> N
         NGINX.format(dir=directory, host=ORIGIN_HOST, origin=origin, sink=sink, proxy=nginx_at[1], tls=tls)
     )
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    me = [sys.executable, __file__]
+    me = [sys.executable, "-m", "benchmarks.edge"]
     stack.enter_context(process([*me, "--serve", "sink", "--port", str(sink)], (ORIGIN_HOST, sink)))
     stack.enter_context(process([nginx, "-c", str(config), "-p", str(directory)], nginx_at))
     edge = stack.enter_context(process([*me, "--serve", "edge", "--port", str(edge_at[1]), *certificates], edge_at))
