@@ -277,19 +277,22 @@ async def test_many_at_once_are_all_served(disks: Disks) -> None:
     assert all((path / "etc" / "name").exists() for path in paths)
 
 
+async def is_cancelled_half_way(disks: Disks, driver: OverlayRootfs, machine_id: MachineId) -> bool:
+    """Prepare and cancel; False: it was done before it could be cancelled."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(driver.prepare(machine_id, disks.image, disk_mib=32))
+        await wait_for(lambda: any((disks.root / "making").iterdir()) or task.done())
+        task.cancel()
+    return task.cancelled()
+
+
 async def test_cancelled_prepare_leaves_nothing(disks: Disks) -> None:
     """A prepare that is cancelled half-way takes back what it made."""
     driver = await disks.start()
-    while True:
-        machine_id = new_machine_id()
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(driver.prepare(machine_id, disks.image, disk_mib=32))
-            await wait_for(lambda: any((disks.root / "making").iterdir()) or task.done())
-            task.cancel()
-        if task.cancelled():
-            break
-        # It was done before it could be cancelled.
+    machine_id = new_machine_id()
+    while not await is_cancelled_half_way(disks, driver, machine_id):
         await driver.remove(machine_id)
+        machine_id = new_machine_id()
     assert not (disks.root / "machines" / machine_id).exists()
 
 
