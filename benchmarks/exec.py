@@ -5,8 +5,6 @@ python -m benchmarks.exec --runtime gvisor
 
 import argparse
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -48,11 +46,7 @@ def main() -> None:
                 figures.repeat(f"plain {name} exec true", count, partial(tool.exec, "true"))
                 figures.repeat(f"plain {name} exec bash -l -c true", count, partial(tool.exec, *LOGIN_TRUE))
         for width in (16, 100):
-            start = time.perf_counter()
-            with ThreadPoolExecutor(width) as pool:
-                list(pool.map(lambda _: run("true", timeout=0), range(300)))
-            rate = 300 / (time.perf_counter() - start)
-            figures.notes.append(f"300 × commands.run('true'), {width} at a time: {rate:.0f} a second.")
+            figures.crowd("commands.run('true')", width, lambda: run("true", timeout=0))
     for name in list(figures.rows)[:2]:
         figures.against[name] = "plain gvisor exec true"
     if options.runtime != "gvisor":

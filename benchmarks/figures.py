@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,14 @@ class Figures:
         for _ in range(count):
             with self.timed(name):
                 act()
+
+    def crowd(self, name: str, width: int, act: Callable[[], object], *, count: int = 300) -> None:
+        """Note how many a second there are when `width` threads do `count` of them."""
+        start = time.perf_counter()
+        with ThreadPoolExecutor(width) as pool:
+            list(pool.map(lambda _: act(), range(count)))
+        rate = count / (time.perf_counter() - start)
+        self.notes.append(f"{count} × {name}, {width} at a time: {rate:.0f} a second.")
 
     def p50(self, name: str) -> float:
         return statistics.median(self.rows[name])

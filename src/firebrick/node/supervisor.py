@@ -179,6 +179,7 @@ class NodeAgent:
             if request.require_healthy:
                 await actor.machine.check_agent()
             if request.keep_memory and actor.machine.freezer is not None:
+                # Its record tells of the pause only afterwards.
                 paused_at = await actor.pause()
                 return await self._paused(actor.machine.record, paused_at)
             await actor.end_keeping(is_killed=False)
