@@ -62,6 +62,9 @@ class Capability(StrEnum):
     memory alone until the guest agent has flushed it. It has started when its kernel runs: a program that is not there
     is an exit, not a failed start."""
 
+    KEEPS_MEMORY = "keeps_memory"
+    """The driver is a `MemoryKeeper` too; it is a `Freezer` as well."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
@@ -82,6 +85,9 @@ class MachineSpec:
         env: its whole environment.
         hostname: at most 63 characters.
         files: extra read-only files, {absolute inside path: host file}, such as /etc/resolv.conf.
+        memory: what `save_memory` wrote of another machine: this one goes on from there, in place of a start. Its disk
+            is as that one's was then, its image and limits are the same, and `argv`, `env`, `files` are as remembered.
+            The machine keeps what is mapped of it open: the directory may be removed. None: it starts.
     """
 
     machine_id: MachineId
@@ -99,6 +105,7 @@ class MachineSpec:
     disk_file: Path | None = None
     user_id: int = 0
     files: Mapping[str, Path] = field(default_factory=dict)
+    memory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,4 +184,22 @@ class Freezer(Protocol):
 
     async def reclaim(self, machine_id: MachineId) -> int:
         """Give memory of a frozen machine back that can be read again from files or swap; answers how many bytes."""
+        ...
+
+
+class MemoryKeeper(Protocol):
+    """Optional power, told by `Capability.KEEPS_MEMORY`: machines whose memory and devices outlive them as files.
+
+    What goes on from one save goes on equal in all things: processes, connections, clocks, random numbers, the guest
+    agent's token. Whoever starts from it tells the guest agent what has changed before anything else inside runs.
+    """
+
+    async def save_memory(self, machine_id: MachineId, directory: Path) -> None:
+        """Write a frozen machine's memory and devices into an empty directory, flushed; it stays frozen, and its disk
+        is the caller's to copy before it is thawed. Raises RuntimeFailed: the directory's content is of no use."""
+        ...
+
+    async def memory_refusal(self, directory: Path) -> str:
+        """Why a save cannot go on here: another kind of processor, another version, a damaged file; as a sentence for
+        the sandbox's owner. "": it can."""
         ...
