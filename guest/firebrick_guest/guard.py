@@ -77,6 +77,7 @@ class MemoryGuard:
         self._left_bytes = 0
         self._killed_at = -GIVING_BACK_S
         self._killed_left_bytes = 0
+        self._ended_session: int | None = None
 
     def start(self) -> None:
         self._look()
@@ -94,8 +95,11 @@ class MemoryGuard:
         if left_bytes < self._margin(now, left_bytes, total_bytes) and self._may_kill(now, left_bytes):
             self._end()
             self._killed_at, self._killed_left_bytes = time.monotonic(), left_bytes
+        elif self._ended_session is not None:
+            self._end_late_born(now)
         self._looked_at, self._left_bytes = now, left_bytes
-        delay_s = min(LONGEST_S, max(SHORTEST_S, left_bytes / FILL_BYTES_PER_S))
+        longest_s = LONGEST_S if self._ended_session is None else SHORTEST_S
+        delay_s = min(longest_s, max(SHORTEST_S, left_bytes / FILL_BYTES_PER_S))
         self._due_at = now + delay_s
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
 
@@ -123,7 +127,20 @@ class MemoryGuard:
             _signal_all(signal.SIGCONT)
         if victims:
             first = victims[0]
+            self._ended_session = first.session if kind == "session" else None
             self._limits.hit("memory", ended=kind, pid=first.pid, name=first.name, count=len(victims))
+
+    def _end_late_born(self, now: float) -> None:
+        """A process that was just being forked when its session was ended outlives it, and would hold its output open:
+        whoever started the session would wait for an end that has been told already."""
+        late = [process for process in _processes() if process.session == self._ended_session]
+        for process in late:
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except OSError:
+                continue
+        if not late and now >= self._killed_at + GIVING_BACK_S:
+            self._ended_session = None
 
 
 def _sysinfo() -> tuple[int, int, int]:
