@@ -151,22 +151,33 @@ async def _confirm(create: SandboxCreate) -> None:
         if row.state is SandboxState.RUNNING and row.machine_id == started.machine_id:
             create.sandbox = row
             return
-        following = next_state(row.state, SandboxEvent.STARTED)
-        if isinstance(following, Rejected):
-            raise Unavailable(f"Sandbox {row.sandbox_id} {following.reason}; it took too long to start. Try again.")
         now = platform.clock.now()
-        running = replace(
-            row,
-            state=following,
-            runtime=started.runtime,
-            machine_id=started.machine_id,
-            address=started.address,
-            started_at=now,
-            expires_at=now + timedelta(seconds=row.timeout_s),
-        )
+        running = running_row(row, started, timeout_s=row.timeout_s, now=now)
+        if isinstance(running, Rejected):
+            raise Unavailable(f"Sandbox {row.sandbox_id} {running.reason}; it took too long to start. Try again.")
         create.sandbox = await sandbox_update_if(tx, running)
         await event_insert(tx, _started(create, now))
     platform.signals.expires(create.sandbox.expires_at)
+
+
+def running_row(row: Sandbox, started: NodeSandbox, *, timeout_s: int, now: datetime) -> Sandbox | Rejected:
+    """The row of a sandbox that a node has started or resumed: its time begins."""
+    following = next_state(row.state, SandboxEvent.STARTED)
+    if isinstance(following, Rejected):
+        return following
+    return replace(
+        row,
+        state=following,
+        runtime=started.runtime,
+        machine_id=started.machine_id,
+        address=started.address,
+        started_at=now,
+        expires_at=now + timedelta(seconds=timeout_s),
+        timeout_s=timeout_s,
+        paused_at=None,
+        keeps_memory=None,
+        silent_at_pause=False,
+    )
 
 
 def _started(create: SandboxCreate, now: datetime) -> SandboxHappening:

@@ -11,13 +11,12 @@ that it runs, and one that runs unknown to its owner might reach its timeout.
 
 import asyncio
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from firebrick.control.actor import current_actor
 from firebrick.control.platform import Platform
 from firebrick.control.routing import publish_paused, publish_running
 from firebrick.control.workflows.engine import Step, run_workflow
-from firebrick.control.workflows.sandbox_create import START_DEADLINE_S, start_request
+from firebrick.control.workflows.sandbox_create import START_DEADLINE_S, running_row, start_request
 from firebrick.control.workflows.sandbox_kill import begin_end, insist
 from firebrick.control.workflows.sandbox_pause import LOST_DETAIL, paused_row
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
@@ -133,23 +132,10 @@ async def _confirm(resume: SandboxResume) -> None:
         if row.state is SandboxState.RUNNING and row.machine_id == started.machine_id:
             resume.sandbox = row
             return
-        following = next_state(row.state, SandboxEvent.STARTED)
-        if isinstance(following, Rejected):
-            raise WrongState(f"Sandbox {row.sandbox_id} {following.reason}")
         now = platform.clock.now()
-        running = replace(
-            row,
-            state=following,
-            runtime=started.runtime,
-            machine_id=started.machine_id,
-            address=started.address,
-            started_at=now,
-            expires_at=now + timedelta(seconds=resume.timeout_s),
-            timeout_s=resume.timeout_s,
-            paused_at=None,
-            keeps_memory=None,
-            silent_at_pause=False,
-        )
+        running = running_row(row, started, timeout_s=resume.timeout_s, now=now)
+        if isinstance(running, Rejected):
+            raise WrongState(f"Sandbox {row.sandbox_id} {running.reason}")
         resume.sandbox = await sandbox_update_if(tx, running)
         kept = "With its memory." if started.kept_memory else "From its disk: it was started anew."
         await event_insert(
