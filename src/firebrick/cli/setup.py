@@ -1,6 +1,7 @@
 """`firebrick setup`: get what a runtime needs that is not a package of this machine."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,12 @@ from firebrick.builder.firecracker_tools import install_firecracker
 from firebrick.cli.console import err, out, reports_errors
 from firebrick.cli.up import stages
 from firebrick.config import load_config
-from firebrick.doctor.doctor import Report
+from firebrick.doctor.doctor import Report, guest_boots
+from firebrick.doctor.host_reading import read_host
 from firebrick.doctor.rendering import show_report
 from firebrick.doctor.result import ProbeStatus
 from firebrick.doctor.runtime_probes import probe_firecracker
+from firebrick.doctor.virtualisation import virtualisation_finding
 
 app = typer.Typer(help="Get what a runtime needs.", no_args_is_help=True)
 
@@ -46,6 +49,7 @@ def firecracker(
         tell("ready", 1.0)
     result = asyncio.run(probe_firecracker(tools, patience=config.patience))
     is_ok = result.status is ProbeStatus.OK
-    show_report(Report(results=(result,), wanted=config.runtime), out if is_ok else err)
+    why = virtualisation_finding(read_host(config), boots=guest_boots((result,), is_root=os.geteuid() == 0))
+    show_report(Report(results=(result, why), wanted=config.runtime), out if is_ok else err)
     if not is_ok:
         raise typer.Exit(1)

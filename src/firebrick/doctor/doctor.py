@@ -9,6 +9,8 @@ from typing import Any
 
 from firebrick.config import Config
 from firebrick.doctor import feature_probes, machine_probes
+from firebrick.doctor.host_findings import host_findings
+from firebrick.doctor.host_reading import read_host
 from firebrick.doctor.names import probe_names
 from firebrick.doctor.packages import probe_packages
 from firebrick.doctor.result import ProbeResult, ProbeStatus
@@ -51,7 +53,7 @@ class Report:
             "able": self.is_able,
             "runtime": self.runtime,
             "runtimes": list(self.runtimes),
-            "probes": [{**asdict(result), "mend": [list(argv) for argv in result.mend]} for result in self.results],
+            "probes": [asdict(result) for result in self.results],
         }
 
 
@@ -109,8 +111,18 @@ async def examine(config: Config, *, runtime_probes: Iterable[RuntimeProbe]) -> 
     ]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_run(probe)) for probe in probes]
+        reading = group.create_task(asyncio.to_thread(read_host, config))
     results = tuple(task.result() for task in tasks)
-    return Report(results=(*results, *probe_packages(config)), wanted=config.runtime)
+    findings = host_findings(reading.result(), boots=guest_boots(results, is_root=reading.result().is_root))
+    return Report(results=(*results, *findings, *probe_packages(config)), wanted=config.runtime)
+
+
+def guest_boots(results: Iterable[ProbeResult], *, is_root: bool) -> bool | None:
+    """Whether the probe of microVMs booted a guest; None where it did not try."""
+    statuses = {result.status for result in results if result.name == RuntimeName.FIRECRACKER}
+    if not is_root or not statuses <= {ProbeStatus.OK, ProbeStatus.FAIL}:
+        return None
+    return ProbeStatus.OK in statuses if statuses else None
 
 
 async def _run(probe: RuntimeProbe) -> ProbeResult:

@@ -66,12 +66,6 @@ def meminfo_mib(text: str) -> dict[str, int]:
     return {name: int(value) // 1024 for name, value in found}
 
 
-def cpu_flags(text: str) -> frozenset[str]:
-    """From /proc/cpuinfo: what the first CPU says it can."""
-    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
-
-
 def filesystems(text: str) -> frozenset[str]:
     """From /proc/filesystems: those the kernel has now; modules may bring more."""
     return frozenset(line.split()[-1] for line in text.splitlines() if line.strip())

@@ -46,5 +46,5 @@ def _found(result: ProbeResult) -> str:
     if result.status is not ProbeStatus.OK:
         if result.why:
             lines.append(f"[dim]{escape(result.why)}[/dim]")
-        lines += [f"  $ {escape(shlex.join(argv))}" for argv in result.mend]
+        lines += [f"  $ {escape(shlex.join(argv))}" for argv in (*result.mend, *result.advice)]
     return "\n".join(lines)

@@ -22,6 +22,8 @@ class ProbeResult:
         summary: what was found, in a few words.
         why: what it means when it is not ok.
         mend: commands that mend it, each an argv; empty when no command does.
+        advice: commands for the machine's owner to decide about, because more than sandboxes depends on it; we never
+            run them.
         required: without it no sandbox can run.
     """
 
@@ -30,4 +32,5 @@ class ProbeResult:
     summary: str
     why: str = ""
     mend: tuple[tuple[str, ...], ...] = ()
+    advice: tuple[tuple[str, ...], ...] = ()
     required: bool = False

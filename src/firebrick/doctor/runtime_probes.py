@@ -12,10 +12,8 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from firebrick.doctor.machine_facts import cpu_flags
 from firebrick.doctor.result import ProbeResult, ProbeStatus
 from firebrick.linux import netns
 from firebrick.linux.erofs import mkfs_command
@@ -39,10 +37,6 @@ ID_SHIFT = 0x30000000
 KVM = Path("/dev/kvm")
 PROOF = "a program has run"
 
-_KVM_HINT = (
-    "Where this machine is itself a guest and its host does not nest, /dev/kvm may be there and boot nothing: see "
-    "docs/compatibility/firecracker.md."
-)
 _DIRECTORIES = ("proc", "dev", "sys", "tmp", AGENT_MOUNT.strip("/"))
 _LIMITS = Limits(millicpu=1000, memory_mib=128, disk_mib=16, process_count=64)
 _POLL_S = 0.005
@@ -79,12 +73,7 @@ async def probe_firecracker(tools: Tools, *, patience: float = 1.0) -> ProbeResu
             tools=tools, state_dir=state_dir, instance=instance, start_timeout_s=BOOT_DEADLINE_S * patience
         )  # fmt: skip
 
-    result = await _probe(
-        RuntimeName.FIRECRACKER, tools.firecracker, driver, deadline_s=BOOT_DEADLINE_S * patience
-    )  # fmt: skip
-    if result.status is not ProbeStatus.FAIL:
-        return result
-    return replace(result, why=f"{result.why} {_KVM_HINT}")
+    return await _probe(RuntimeName.FIRECRACKER, tools.firecracker, driver, deadline_s=BOOT_DEADLINE_S * patience)
 
 
 async def probe_no_firecracker() -> ProbeResult:
@@ -96,16 +85,10 @@ async def probe_no_firecracker() -> ProbeResult:
             summary="/dev/kvm is there; whether a guest boots on it is not known",
             why="Only a guest that boots proves KVM; `firebrick setup firecracker` gets what is needed, and boots one.",
         )
-    facts = cpu_flags(Path("/proc/cpuinfo").read_text(errors="replace"))
     return ProbeResult(
-        name=RuntimeName.FIRECRACKER,
-        status=ProbeStatus.ABSENT,
-        summary="no /dev/kvm; microVMs need it",
-        why="This CPU can virtualise: load the module kvm_intel or kvm_amd."
-        if facts & {"vmx", "svm"}
-        else "The CPU shows no virtualisation: it is off in the firmware, or this is a virtual machine whose host does "
-        "not nest.",
-    )
+        name=RuntimeName.FIRECRACKER, status=ProbeStatus.ABSENT, summary="no /dev/kvm; microVMs need it",
+        why="See `virtualisation`.",
+    )  # fmt: skip
 
 
 async def _probe(name: RuntimeName, program: Path, driver: _MakeDriver, *, deadline_s: float) -> ProbeResult:

@@ -10,8 +10,10 @@ import pytest
 from firebrick.config import load_config
 from firebrick.doctor.doctor import examine
 from firebrick.doctor.feature_probes import probe_rootfs
+from firebrick.doctor.host_reading import read_host
 from firebrick.doctor.machine_probes import probe_port
 from firebrick.doctor.result import ProbeStatus
+from firebrick.doctor.virtualisation import Virtualisation, kind_of
 from firebrick.linux.loop import backing_files
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mkfs.erofs"), reason="needs root, erofs-utils")
@@ -22,8 +24,24 @@ async def test_examine_answers_every_probe(tmp_path: Path) -> None:
     report = await examine(load_config({}, data_dir=tmp_path), runtime_probes=())
     names = [result.name for result in report.results]
     assert len(names) == len(set(names))
-    assert {"kernel", "rights", "cgroups", "rootfs", "network", "disk"} <= set(names)
+    assert {"kernel", "rights", "cgroups", "rootfs", "network", "disk", "virtualisation", "cpu"} <= set(names)
     assert [result.name for result in report.results if result.status is ProbeStatus.FAIL and not result.why] == []
+
+
+@pytest.mark.skipif("FIREBRICK_IN_LAB" not in os.environ, reason="NOT RUN: only the lab is known to be emulated")
+def test_the_lab_is_told_for_what_it_is(tmp_path: Path) -> None:
+    """Its processor is a program, its KVM is AMD's with nested page tables, and its devices open."""
+    host = read_host(load_config({}, data_dir=tmp_path))
+    assert kind_of(host) is Virtualisation.EMULATED
+    assert host.kvm_parameters["kvm_amd"]["npt"] in ("1", "Y")
+    assert host.kvm.opens
+    assert host.tun.opens
+    assert not any(host.modules.lacks(name) for name in ("tun", "nft_fwd_netdev", "dm_thin_pool"))
+
+
+@pytest.mark.skipif(not Path("/sys/module/kvm_pvm").exists(), reason="NOT RUN: KVM here is none of page tables only")
+def test_page_table_virtualised_kvm_is_told(tmp_path: Path) -> None:
+    assert kind_of(read_host(load_config({}, data_dir=tmp_path))) is Virtualisation.PAGE_TABLE
 
 
 @needs_root
