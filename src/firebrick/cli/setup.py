@@ -38,6 +38,9 @@ def firecracker(
             help="Take firecracker and jailer (and vmlinux, if it is there) from here.",
         ),
     ] = None,
+    release: Annotated[
+        str | None, typer.Option(help="A URL of the release's archive; else upstream's. The checksums stay.")
+    ] = None,
     mirror: Annotated[str | None, typer.Option(help="A Debian mirror; else this machine's own.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
 ) -> None:
@@ -45,7 +48,9 @@ def firecracker(
     config = load_config(data_dir=data_dir)
     with stages() as stage:
         tell = stage("Firecracker")
-        tools = asyncio.run(install_firecracker(config.firecracker_dir, path=path, mirror=mirror, tell=tell))
+        tools = asyncio.run(
+            install_firecracker(config.firecracker_dir, path=path, mirror=mirror, tell=tell, release=release)
+        )
         tell("ready", 1.0)
     result = asyncio.run(probe_firecracker(tools, patience=config.patience))
     is_ok = result.status is ProbeStatus.OK

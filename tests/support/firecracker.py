@@ -1,0 +1,59 @@
+"""The pinned programs of Firecracker for tests, as the lab has them: from Python's registry, kept in the cache."""
+
+import fcntl
+import hashlib
+import io
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from firebrick.builder.firecracker_release import CHECKSUMS, PROGRAMS, RELEASE
+from tests.lab.parts import PartMissing, fetch_firecracker
+from tests.support.instance import CACHE
+
+
+def pinned_programs() -> Path:
+    """A directory with `firecracker` and `jailer`. Skips the test, loudly, where they cannot be had."""
+    wanted = CHECKSUMS["x86_64"]
+    target = CACHE / f"firecracker-{RELEASE}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "firecracker.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            making = Path(tempfile.mkdtemp(prefix="firecracker-", dir=CACHE))
+            try:
+                making.chmod(0o755)
+                _get(making)
+                making.rename(target)
+            except PartMissing as exc:
+                pytest.skip(f"NOT RUN: the pinned Firecracker cannot be had: {exc}")
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+    assert {name: _sum(target / name) for name in PROGRAMS} == wanted
+    return target
+
+
+def release_archive(programs: Path) -> bytes:
+    """An archive as upstream packs them."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as tar:
+        for name in PROGRAMS:
+            tar.add(programs / name, f"release-v{RELEASE}-x86_64/{name}-v{RELEASE}-x86_64")
+    return out.getvalue()
+
+
+def _get(making: Path) -> None:
+    """The lab has them in its path, and no registry."""
+    here = {name: shutil.which(name) for name in PROGRAMS}
+    if all(path and _sum(Path(path)) == CHECKSUMS["x86_64"][name] for name, path in here.items()):
+        for name, path in here.items():
+            shutil.copy(str(path), making / name)
+    else:
+        fetch_firecracker(making)
+
+
+def _sum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
