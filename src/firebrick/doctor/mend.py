@@ -11,6 +11,7 @@ from firebrick.linux.process import CommandFailed, run
 from firebrick.model.errors import Unavailable
 
 _APT_TIMEOUT_S = 900.0
+OWN_COMMAND = "firebrick"
 
 
 async def mend(report: Report, *, run_them: bool) -> list[str]:
@@ -19,7 +20,8 @@ async def mend(report: Report, *, run_them: bool) -> list[str]:
     Args:
         run_them: False, or not root: nothing is run.
 
-    Returns: the commands, as they can be pasted into a shell: run already, or for the user to run.
+    Returns: the commands, as they can be pasted into a shell: run already, or for the user to run. Our own are always
+        the user's to run.
     Raises: Unavailable — a package could not be installed. Other commands that fail leave their probe failing.
     """
     packages = missing_packages(report.results)
@@ -34,6 +36,9 @@ async def mend(report: Report, *, run_them: bool) -> list[str]:
     if run_them and os.geteuid() == 0:
         await _install(install)
         for argv in others:
+            # NOTE: `firebrick up` asks us to mend: it would bring the machine up within itself.
+            if argv[0] == OWN_COMMAND:
+                continue
             with contextlib.suppress(CommandFailed):
                 await run(argv, check=False)
     return [shlex.join(argv) for argv in [*install, *others]]

@@ -1,10 +1,13 @@
 """What follows from the probes: the runtime, the verdict, the commands."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from firebrick.cli.probes import RUNSC_MEND
 from firebrick.doctor.doctor import Report, choose_runtime
 from firebrick.doctor.mend import mend
 from firebrick.doctor.packages import APT_INSTALL
@@ -80,3 +83,14 @@ async def test_a_mend_whose_program_is_missing_stops_nothing() -> None:
     """A minimal machine has no modprobe; its probe stays as it is, and the rest goes on."""
     report = Report(results=(result("x", ProbeStatus.WARN, mend=(("firebrick-no-such-program", "y"),)),), wanted="auto")
     assert await mend(report, run_them=True) == ["firebrick-no-such-program y"]
+
+
+async def test_mending_never_brings_up_what_is_coming_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of our own that would mend something is told and not run: `firebrick up` is what asks for the mend."""
+    program = tmp_path / "firebrick"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    report = Report(results=(result("gvisor", ProbeStatus.ABSENT, mend=RUNSC_MEND),), wanted="auto")
+    assert await mend(report, run_them=True) == ["firebrick up"]
+    assert not (tmp_path / "ran").exists()
