@@ -24,6 +24,7 @@ from firebrick.linux.netns import write_sysctl
 from firebrick.linux.process import run
 from firebrick.model.ids import MachineId, new_machine_id
 from firebrick.model.machine import Limits, RuntimeName
+from firebrick.network.maker import GUEST_MAC
 from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.runtimes.base import CONSOLE_NAME, Capability, MachineSpec, Runtime
 from firebrick.runtimes.container.driver import ContainerRuntime
@@ -79,8 +80,10 @@ class RuntimeBench:
         self.runtime = self.make(**options)
         return self.runtime
 
-    async def spec(self, *argv: str, limits: Limits = LIMITS, **changes: Any) -> MachineSpec:
-        """A machine that serves `run`, or runs `argv`."""
+    async def spec(
+        self, *argv: str, limits: Limits = LIMITS, kept_disk: Path | None = None, **changes: Any
+    ) -> MachineSpec:
+        """A machine that serves `run`, or runs `argv`. `kept_disk`: it begins with a copy of that."""
         self._made += 1
         machine_id = new_machine_id()
         shift = SHIFT_BASE + self._made * SHIFT_STEP if Capability.USER_NAMESPACE in self.runtime.capabilities else 0
@@ -89,7 +92,7 @@ class RuntimeBench:
         os.mkfifo(directory / CONSOLE_NAME, 0o600)
         disk_mib = limits.disk_mib
         rootfs = await self.disks.prepare(
-            machine_id, minbase_image(), disk_mib=disk_mib, id_shift=shift,
+            machine_id, minbase_image(), disk_mib=disk_mib, id_shift=shift, disk=kept_disk,
             is_mounted=Capability.OWN_KERNEL not in self.runtime.capabilities,
         )  # fmt: skip
         spec = MachineSpec(
@@ -115,6 +118,22 @@ class RuntimeBench:
     async def serving(self, **changes: Any) -> MachineSpec:
         """A started machine that answers."""
         spec = await self.spec(**changes)
+        await self.runtime.start(spec)
+        await wait_for(lambda: self.answers(spec), status=lambda: self.said(spec))
+        return spec
+
+    async def saved(self, spec: MachineSpec, name: str = "save") -> Path:
+        """Freeze a machine and save its memory, with its disk beside it; it stays frozen. The save's directory."""
+        directory = self.directory / name
+        directory.mkdir()
+        await self.runtime.freeze(spec.machine_id)  # type: ignore[attr-defined]
+        await self.runtime.save_memory(spec.machine_id, directory)  # type: ignore[attr-defined]
+        await self.disks.capture(spec.machine_id, self.directory / f"{name}.disk")
+        return directory
+
+    async def restored(self, save: Path, **changes: Any) -> MachineSpec:
+        """Another machine that goes on from a save, and answers."""
+        spec = await self.spec(kept_disk=save.with_suffix(".disk"), memory=save, **changes)
         await self.runtime.start(spec)
         await wait_for(lambda: self.answers(spec), status=lambda: self.said(spec))
         return spec
@@ -186,7 +205,7 @@ class RuntimeBench:
         subprocess.run(["ip", "netns", "add", name], check=True)
         subprocess.run(["ip", "netns", "add", f"{name}-out"], check=True)
         batch = f"""
-            link add eth0 type veth peer name out0 netns {name}-out
+            link add eth0 address {GUEST_MAC} type veth peer name out0 netns {name}-out
             addr add {INSIDE}/30 dev eth0
             link set lo up
             link set eth0 up

@@ -1,6 +1,7 @@
 """The client of a monitor's API, against a server on a unix socket that answers as one, or worse."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,27 @@ async def test_state_pause_and_resume(tmp_path: Path) -> None:
     assert [request.split(b" HTTP")[0] for request in asked] == [b"GET /", b"PATCH /vm", b"PATCH /vm"]
     assert asked[1].endswith(b'{"state":"Paused"}')
     assert asked[2].endswith(b'{"state":"Resumed"}')
+
+
+async def test_save_load_and_change(tmp_path: Path) -> None:
+    """A full save, a load from a file that is mapped, and a change of a device."""
+    socket = tmp_path / "api.sock"
+    async with monitor(socket, lambda _: answer("204 No Content")) as asked:
+        api = MachineApi(socket)
+        await api.save(memory="/save/memory", state="/save/state", timeout_s=5.0)
+        await api.load(memory="/memory", state="/state", resumes=True)
+        await api.change("/drives/disk", {"drive_id": "disk"})
+    heads = [request.split(b" HTTP")[0] for request in asked]
+    assert heads == [b"PUT /snapshot/create", b"PUT /snapshot/load", b"PATCH /drives/disk"]
+    assert [json.loads(request.split(b"\r\n\r\n")[1]) for request in asked] == [
+        {"snapshot_type": "Full", "snapshot_path": "/save/state", "mem_file_path": "/save/memory"},
+        {
+            "snapshot_path": "/state",
+            "mem_backend": {"backend_type": "File", "backend_path": "/memory"},
+            "resume_vm": True,
+        },
+        {"drive_id": "disk"},
+    ]
 
 
 async def test_a_socket_may_lie_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_kvm]
 
 JAIL = {
     "agent", "api.sock", "config.json", "dev", "disk", "firecracker", "firecracker.pid", "image", "initrd", "report",
-    "run", "spec", "vmlinux",
+    "run", "save", "spec", "vmlinux",
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from firebrick.runtimes.firecracker.plan import (
     machine_config,
     machine_script,
     parse_report,
+    rate_changes,
     spec_archive,
 )
 
@@ -65,6 +66,34 @@ def test_rates_limit_every_drive_and_both_ways() -> None:
     assert interface["rx_rate_limiter"]["bandwidth"]["size"] == 50
 
 
+def test_rates_of_a_restored_machine_are_changed_to_ours() -> None:
+    """Every drive and both ways; a limit that is gone is a bucket without a size."""
+    changes = dict(rate_changes(Rates(disk_bytes_per_s=1000), has_network=True))
+    assert changes["/drives/disk"] == {
+        "drive_id": "disk", "rate_limiter": {"bandwidth": {"size": 100, "refill_time": 100}}
+    }  # fmt: skip
+    none = {"bandwidth": {"size": 0, "refill_time": 0}}
+    assert changes["/network-interfaces/eth0"] == {
+        "iface_id": "eth0", "rx_rate_limiter": none, "tx_rate_limiter": none
+    }  # fmt: skip
+    assert len(changes) == 6
+    assert len(rate_changes(Rates(), has_network=False)) == 5
+
+
+def test_a_machine_that_goes_on_from_a_save_is_not_configured() -> None:
+    """Its monitor is told by its API, has the save's files read-only, and no kernel."""
+    jail = Jail(top=Path("/j"), machine_id=MACHINE)
+    argv = jailer_argv(TOOLS, jail, user_id=1, netns=Path("/n"), largest_file_bytes=1, is_configured=False)
+    assert "--config-file" not in argv
+    files = {
+        file.name: file
+        for file in bound_files(TOOLS, jail, image=Path("/i"), disk=Path("/d"), save=Path("/save"))
+    }  # fmt: skip
+    assert (files["memory"].source, files["memory"].read_only) == (Path("/save/memory"), True)
+    assert (files["state"].source, files["state"].read_only) == (Path("/save/state"), True)
+    assert not {"vmlinux", "initrd"} & files.keys()
+
+
 def test_a_machine_without_a_link_has_no_interface() -> None:
     assert machine_config(LIMITS, network=None, rates=Rates())["network-interfaces"] == []
 
@@ -83,11 +112,11 @@ def test_the_host_grants_what_the_monitor_needs_beside_the_guest() -> None:
 def test_the_jailers_command_line() -> None:
     """A user, a root directory, a network and a process namespace of its own; seccomp stays on; no cgroup is told."""
     jail = Jail(top=Path("/state/jails"), machine_id=MACHINE)
-    argv = jailer_argv(TOOLS, jail, user_id=70_000, netns=Path("/run/netns/g1"))
+    argv = jailer_argv(TOOLS, jail, user_id=70_000, netns=Path("/run/netns/g1"), largest_file_bytes=1 << 30)
     jailer, _, monitor = " ".join(argv).partition(" -- ")
     assert jailer == (
         f"/tools/jailer --id {MACHINE} --exec-file /tools/firecracker --uid 70000 --gid 70000 "
-        "--chroot-base-dir /state/jails --netns /run/netns/g1 --new-pid-ns"
+        "--chroot-base-dir /state/jails --netns /run/netns/g1 --resource-limit fsize=1073741824 --new-pid-ns"
     )
     assert monitor == "--api-sock /api.sock --config-file /config.json --level Warning"
     assert str(jail.pid_file) == f"/state/jails/firecracker/{MACHINE}/root/firecracker.pid"
@@ -95,12 +124,13 @@ def test_the_jailers_command_line() -> None:
 
 def test_root_runs_no_monitor() -> None:
     with pytest.raises(ValueError, match="user of its own"):
-        jailer_argv(TOOLS, Jail(top=Path("/j"), machine_id=MACHINE), user_id=0, netns=Path("/n"))
+        jailer_argv(TOOLS, Jail(top=Path("/j"), machine_id=MACHINE), user_id=0, netns=Path("/n"), largest_file_bytes=1)
 
 
 def test_only_the_machines_own_disk_can_be_written() -> None:
-    files = bound_files(TOOLS, image=Path("/image"), disk=Path("/disk"), agent=Path("/agent"))
-    assert [file.name for file in files if not file.read_only] == ["disk"]
+    jail = Jail(top=Path("/state/jails"), machine_id=MACHINE)
+    files = bound_files(TOOLS, jail, image=Path("/image"), disk=Path("/disk"))
+    assert [file.name for file in files if not file.read_only] == ["disk", "save"]
 
 
 def test_a_shell_starts_exactly_the_program(tmp_path: Path) -> None:

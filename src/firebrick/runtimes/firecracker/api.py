@@ -6,6 +6,7 @@ open descriptor of its directory. The VMM is in the hands of whoever broke out o
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ class MachineApi:
         """`Not started`, `Running` or `Paused`. Raises ApiFailed."""
         return str((await self._ask("GET", "/")).get("state", ""))
 
+    async def version(self) -> str:
+        """The monitor's own, such as 1.12.1. Raises ApiFailed."""
+        return str((await self._ask("GET", "/")).get("vmm_version", ""))[:32]
+
     async def pause(self) -> None:
         """Its virtual CPUs stand still when this returns. Raises ApiFailed."""
         await self._ask("PATCH", "/vm", {"state": "Paused"})
@@ -38,7 +43,33 @@ class MachineApi:
         """Raises ApiFailed."""
         await self._ask("PATCH", "/vm", {"state": "Resumed"})
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def save(self, *, memory: str, state: str, timeout_s: float) -> None:
+        """Write a paused machine to files, by their paths in the jail, all of its memory. Raises ApiFailed.
+
+        Cancel, and timeout: the monitor goes on writing, and answers nothing until it is done.
+        """
+        body = {"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory}
+        await self._ask("PUT", "/snapshot/create", body, timeout_s=timeout_s)
+
+    async def load(self, *, memory: str, state: str, resumes: bool) -> None:
+        """Make a fresh monitor the machine that was saved; its memory is mapped, and read when it is touched.
+
+        Raises ApiFailed; the monitor ends then.
+        """
+        body = {
+            "snapshot_path": state,
+            "mem_backend": {"backend_type": "File", "backend_path": memory},
+            "resume_vm": resumes,
+        }
+        await self._ask("PUT", "/snapshot/load", body)
+
+    async def change(self, path: str, body: Mapping[str, Any]) -> None:
+        """Change a device of a machine that was started. Raises ApiFailed."""
+        await self._ask("PATCH", path, body)
+
+    async def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
         what = f"{method} {path}"
         try:
             directory = os.open(self._socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -47,7 +78,7 @@ class MachineApi:
         try:
             transport = httpx.AsyncHTTPTransport(uds=f"/proc/self/fd/{directory}/{self._socket.name}")
             async with (
-                httpx.AsyncClient(transport=transport, timeout=self._timeout_s) as client,
+                httpx.AsyncClient(transport=transport, timeout=timeout_s or self._timeout_s) as client,
                 client.stream(method, f"http://firecracker{path}", json=body) as answer,
             ):
                 text = b""

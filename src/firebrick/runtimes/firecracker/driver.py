@@ -2,10 +2,10 @@
 
     cgroup ─▶ jail filled ─▶ tap ─▶ jailer ─▶ monitor (own user, root directory, pid and network namespace, seccomp)
 
-The monitor is configured by a file and told nothing afterwards but to pause and to go on, over its API socket; so a
-machine depends on no process of ours, and one that was adopted is like any other. It ends with the monitor, which ends
-when the guest resets. How the sandbox ended the guest's init script leaves in a drive of 512 bytes: it is the guest's
-word, and decides nothing but what is told of the exit.
+The monitor is configured by a file, or is told over its API socket to go on from a save, and afterwards nothing but to
+pause, to go on and to save; so a machine depends on no process of ours, and one that was adopted is like any other. It
+ends with the monitor, which ends when the guest resets. How the sandbox ended the guest's init script leaves in a drive
+of 512 bytes: it is the guest's word, and decides nothing but what is told of the exit.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firebrick.linux.cgroup import CgroupLimits
@@ -27,12 +28,28 @@ from firebrick.model.machine import ExitCause, Limits, MachineExit, RuntimeName,
 from firebrick.runtimes.base import Capability, MachineSpec, MachineStatus, RuntimeFailed
 from firebrick.runtimes.console import console_tail
 from firebrick.runtimes.firecracker.api import ApiFailed, MachineApi
+from firebrick.runtimes.firecracker.memory import (
+    AGENT,
+    MOST_FACTS_BYTES,
+    Host,
+    SaveFacts,
+    Started,
+    misfit,
+    read_processor,
+    refusal,
+    started_from_json,
+    started_to_json,
+    state_version,
+)
 from firebrick.runtimes.firecracker.plan import (
     API_SOCKET,
     CONFIG,
+    MEMORY,
     REPORT,
     REPORT_BYTES,
+    SAVE,
     SPEC,
+    STATE,
     TAP,
     Bound,
     Jail,
@@ -45,7 +62,15 @@ from firebrick.runtimes.firecracker.plan import (
     jailer_argv,
     machine_config,
     parse_report,
+    rate_changes,
     spec_archive,
+)
+from firebrick.runtimes.firecracker.saving import (
+    SavePlace,
+    describe_files,
+    finish_save,
+    give_agent,
+    read_save,
 )
 from firebrick.runtimes.machines import START_TIMEOUT_S, DetachedMachines, StartPlan
 
@@ -59,8 +84,17 @@ _STATE_POLL_S = 0.005
 _LINK = "eth0"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ToolFacts:
+    """What of the tools a save tells, and may be refused for."""
+
+    guest_kernel_sha256: str
+    initramfs_sha256: str
+    snapshot_version: str
+
+
 class FirecrackerRuntime:
-    """Implements runtimes.base.Runtime and Freezer.
+    """Implements runtimes.base.Runtime, Freezer and MemoryKeeper.
 
     Args:
         tools: as `firebrick setup firecracker` leaves them.
@@ -69,7 +103,7 @@ class FirecrackerRuntime:
     """
 
     name = RuntimeName.FIRECRACKER
-    capabilities: frozenset[Capability] = frozenset({Capability.FREEZE, Capability.OWN_KERNEL})
+    capabilities: frozenset[Capability] = frozenset({Capability.FREEZE, Capability.OWN_KERNEL, Capability.KEEPS_MEMORY})
 
     def __init__(
         self,
@@ -86,6 +120,7 @@ class FirecrackerRuntime:
         self._rates = rates or Rates()
         self._start_timeout_s = start_timeout_s
         self._one_packer = asyncio.Lock()
+        self._tool_facts: tuple[object, _ToolFacts] | None = None
         self._machines = DetachedMachines(
             state_dir=state_dir,
             runtime_root=Jail(top=self._jails, machine_id=MachineId("")).directory,
@@ -99,58 +134,101 @@ class FirecrackerRuntime:
     async def start(self, spec: MachineSpec) -> MachineStatus:
         if spec.image is None or spec.disk_file is None:
             raise RuntimeFailed(f"The machine {spec.machine_id} cannot be a microVM: it has no image or no disk file.")
-        agent = await self._agent_image(spec.agent_dir)
-        files = bound_files(self._tools, image=spec.image, disk=spec.disk_file, agent=agent)
-        status = await self._machines.start(spec, host_limits(spec.limits), lambda: self._plan(spec, files))
+        save = await self._usable_save(spec) if spec.memory else None
+        agent = spec.memory / AGENT if spec.memory else await self._agent_image(spec.agent_dir)
+        facts = await self._read_tools()
+        jail = self._jail(spec.machine_id)
+        files = bound_files(self._tools, jail, image=spec.image, disk=spec.disk_file, save=spec.memory)
+
+        def plan() -> StartPlan:
+            return self._plan(spec, files, agent, _started(spec, save, facts, self._rates))
+
+        status = await self._machines.start(spec, host_limits(spec.limits), plan)
         try:
-            await self._wait_running(spec)
+            if save is None:
+                await self._wait_running(spec)
+            else:
+                await self._load(spec, save)
         except BaseException:
             await self._machines.destroy(spec.machine_id)
             raise
         return status
 
-    def _plan(self, spec: MachineSpec, files: tuple[Bound, ...]) -> StartPlan:
+    def _plan(self, spec: MachineSpec, files: tuple[Bound, ...], agent: Path, started: Started) -> StartPlan:
         """In a thread of its own, which enters the machine's network namespace. Raises OSError, ValueError."""
         jail = self._jail(spec.machine_id)
-        argv = jailer_argv(self._tools, jail, user_id=spec.user_id, netns=spec.netns)
+        assert spec.disk_file is not None
+        argv = jailer_argv(
+            self._tools,
+            jail,
+            user_id=spec.user_id,
+            netns=spec.netns,
+            largest_file_bytes=max(spec.disk_file.stat().st_size, spec.limits.memory_mib << 20),
+            is_configured=not started.is_restored,
+        )
         self._jails.mkdir(mode=0o711, parents=True, exist_ok=True)
         jail.root.mkdir(mode=0o700, parents=True)
-        for file in files:
-            if not file.read_only:
-                os.chown(file.source, spec.user_id, spec.user_id)
+        SavePlace(directory=jail.save_place).make()
+        give_agent(agent, jail.agent)
+        os.chown(spec.disk_file, spec.user_id, spec.user_id)
         network = _network(spec.netns, spec.user_id)
+        if started.is_restored and network != started.network:
+            raise ValueError(f"its place in the network is {network}, and was {started.network} when it was saved")
+        jail.started.write_text(started_to_json(replace(started, network=network)))
+        if not started.is_restored:
+            config = machine_config(spec.limits, network=network, rates=self._rates)
+            _write(jail.root / CONFIG, json.dumps(config).encode(), spec)
         extra = {inside: source.read_bytes() for inside, source in spec.files.items()}
-        _write(
-            jail.root / CONFIG,
-            json.dumps(machine_config(spec.limits, network=network, rates=self._rates)).encode(),
-            spec,
-        )
         _write(jail.root / SPEC, spec_archive(spec, network, extra), spec)
         _write(jail.root / REPORT, bytes(REPORT_BYTES), spec)
-        return StartPlan(
-            argv=argv, pid_file=jail.pid_file, joins_cgroup=True, mounts=_binding(jail.root, files)
-        )  # fmt: skip
+        return StartPlan(argv=argv, pid_file=jail.pid_file, joins_cgroup=True, mounts=_binding(jail.root, files))
 
-    async def _wait_running(self, spec: MachineSpec) -> None:
-        """Return when the guest's kernel runs. Raises RuntimeFailed."""
+    async def _load(self, spec: MachineSpec, save: SaveFacts) -> None:
+        """Let a monitor that waits go on from the save. Raises RuntimeFailed."""
+        api = self._api(spec.machine_id)
+        changes: tuple[tuple[str, dict[str, object]], ...] = ()
+        if save.started.rates != self._rates:
+            changes = rate_changes(self._rates, has_network=save.started.network is not None)
+        try:
+            await self._wait_state(spec, "Not started")
+            await api.load(memory=f"/{MEMORY}", state=f"/{STATE}", resumes=not changes)
+            for path, body in changes:
+                await api.change(path, body)
+            if changes:
+                await api.resume()
+        except ApiFailed as exc:
+            detail = f"{exc} {console_tail(spec.directory)}".strip()
+            raise RuntimeFailed(
+                f"The machine {spec.machine_id} could not go on from its memory.", detail=detail
+            ) from exc
+
+    async def _wait_state(self, spec: MachineSpec, state: str) -> None:
+        """Return when the monitor is in that state. Raises ApiFailed: it ended, or did not get there in time."""
         api = self._api(spec.machine_id)
         why = ""
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 while self._machines.status(spec.machine_id).is_running:
                     try:
-                        if await api.state() == "Running":
+                        if await api.state() == state:
                             return
                     except ApiFailed as exc:
                         why = str(exc)
                     await asyncio.sleep(_STATE_POLL_S)
         except TimeoutError:
-            why = f"not running after {self._start_timeout_s:g} s. {why}"
-        if self._read_report(spec.machine_id) is not None:
-            # It ran, and has ended meanwhile.
-            return
-        detail = f"{why} {console_tail(spec.directory)}".strip()
-        raise RuntimeFailed(f"The machine {spec.machine_id} could not be started.", detail=detail)
+            why = f"not {state.lower()} after {self._start_timeout_s:g} s. {why}"
+        raise ApiFailed(why or "the monitor has ended")
+
+    async def _wait_running(self, spec: MachineSpec) -> None:
+        """Return when the guest's kernel runs. Raises RuntimeFailed."""
+        try:
+            await self._wait_state(spec, "Running")
+        except ApiFailed as exc:
+            if self._read_report(spec.machine_id) is not None:
+                # It ran, and has ended meanwhile.
+                return
+            detail = f"{exc} {console_tail(spec.directory)}".strip()
+            raise RuntimeFailed(f"The machine {spec.machine_id} could not be started.", detail=detail) from exc
 
     async def destroy(self, machine_id: MachineId) -> None:
         await self._machines.destroy(machine_id)
@@ -172,6 +250,72 @@ class FirecrackerRuntime:
     async def reclaim(self, machine_id: MachineId) -> int:
         return await self._machines.reclaim(machine_id)
 
+    async def save_memory(self, machine_id: MachineId, directory: Path) -> None:
+        jail = self._jail(machine_id)
+        place = SavePlace(directory=jail.save_place)
+        api = self._api(machine_id)
+        try:
+            started = await asyncio.to_thread(_read_started, jail)
+            if (state := await api.state()) != "Paused":
+                raise ValueError(f"it is not frozen but {state.lower()}")
+            version = await api.version()
+            await asyncio.to_thread(place.open_for, started.user_id)
+            try:
+                timeout_s = save_timeout_s(started.memory_mib, self._start_timeout_s)
+                await api.save(memory=f"/{SAVE}/{MEMORY}", state=f"/{SAVE}/{STATE}", timeout_s=timeout_s)
+                await asyncio.to_thread(self._take_out, jail, directory, started, version)
+            finally:
+                await asyncio.to_thread(place.clear)
+        except (ApiFailed, OSError, ValueError) as exc:
+            raise RuntimeFailed(f"The memory of {machine_id} could not be saved.", detail=str(exc)) from exc
+
+    def _take_out(self, jail: Jail, directory: Path, started: Started, version: str) -> None:
+        """Raises OSError, ValueError."""
+        directory.chmod(0o700)
+        place = SavePlace(directory=jail.save_place)
+        state = place.read_state()
+        host = _host(state_version(state))
+        place.take_memory(directory / MEMORY, started.memory_mib << 20)
+        give_agent(jail.agent, directory / AGENT)
+        files = describe_files(directory, state)
+        finish_save(directory, SaveFacts(firecracker=version, host=host, started=started, files=files), state)
+
+    async def memory_refusal(self, directory: Path) -> str:
+        facts = await self._read_tools()
+        try:
+            save = await asyncio.to_thread(read_save, directory)
+        except ValueError as exc:
+            return str(exc)
+        return refusal(save, await asyncio.to_thread(_host, facts.snapshot_version))
+
+    async def _usable_save(self, spec: MachineSpec) -> SaveFacts:
+        """Raises RuntimeFailed, with the reason in its message."""
+        assert spec.memory is not None
+        why = await self.memory_refusal(spec.memory)
+        if not why:
+            save = await asyncio.to_thread(read_save, spec.memory)
+            why = misfit(save, cpu_count=cpu_count(spec.limits), memory_mib=spec.limits.memory_mib)
+            if not why:
+                return save
+        raise RuntimeFailed(f"The machine {spec.machine_id} cannot go on from its memory. {why}")
+
+    async def _read_tools(self) -> _ToolFacts:
+        """Read once for each version of the tools. Raises RuntimeFailed."""
+        tools = self._tools
+        try:
+            key = [(file, found.st_ino, found.st_mtime_ns) for file in tools.files if (found := file.stat())]
+            if self._tool_facts is None or self._tool_facts[0] != key:
+                said = await run([tools.firecracker, "--snapshot-version"], timeout_s=self._start_timeout_s)
+                facts = _ToolFacts(
+                    guest_kernel_sha256=await asyncio.to_thread(_sha256, tools.kernel),
+                    initramfs_sha256=await asyncio.to_thread(_sha256, tools.initramfs),
+                    snapshot_version=said.stdout.partition("\n")[0].strip().removeprefix("v"),
+                )
+                self._tool_facts = (key, facts)
+        except (OSError, CommandFailed) as exc:
+            raise RuntimeFailed("Firecracker's files cannot be used.", detail=str(exc)) from exc
+        return self._tool_facts[1]
+
     async def inspect(self, machine_id: MachineId) -> MachineStatus:
         return self._machines.status(machine_id)
 
@@ -186,7 +330,21 @@ class FirecrackerRuntime:
         return self._machines.usage(machine_id)
 
     async def recover(self) -> tuple[MachineId, ...]:
-        return await self._machines.recover()
+        running = []
+        for machine_id in await self._machines.recover():
+            if await self._is_waiting(machine_id):
+                await self._machines.destroy(machine_id)
+            else:
+                running.append(machine_id)
+        return tuple(running)
+
+    async def _is_waiting(self, machine_id: MachineId) -> bool:
+        """Whether it was to go on from a save and nobody told its monitor to: its start was cut off."""
+        try:
+            started = await asyncio.to_thread(_read_started, self._jail(machine_id))
+            return started.is_restored and await self._api(machine_id).state() == "Not started"
+        except (OSError, ValueError, ApiFailed):
+            return False
 
     async def close(self) -> None:
         await asyncio.to_thread(self._machines.close)
@@ -195,7 +353,7 @@ class FirecrackerRuntime:
         return Jail(top=self._jails, machine_id=machine_id)
 
     def _api(self, machine_id: MachineId) -> MachineApi:
-        return MachineApi(self._jail(machine_id).root / API_SOCKET)
+        return MachineApi(self._jail(machine_id).root / API_SOCKET, timeout_s=self._start_timeout_s)
 
     def _read_report(self, machine_id: MachineId) -> Report | None:
         try:
@@ -244,6 +402,11 @@ def host_limits(limits: Limits) -> CgroupLimits:
     )
 
 
+def save_timeout_s(memory_mib: int, start_timeout_s: float) -> float:
+    """A start's time, and as much again for each GiB that must reach the disk."""
+    return start_timeout_s * (1 + memory_mib / 1024)
+
+
 def exit_of(machine_id: MachineId, report: Report | None, monitor_status: int | None) -> MachineExit:
     """Why a machine ended whose monitor is gone, from what the guest left and how the monitor ended."""
     if report is None:
@@ -259,6 +422,40 @@ def exit_of(machine_id: MachineId, report: Report | None, monitor_status: int | 
         cause=ExitCause.OOM if was_killed else ExitCause.GUEST_EXIT,
         exit_code=report.exit_code,
     )
+
+
+def _started(spec: MachineSpec, save: SaveFacts | None, tools: _ToolFacts, rates: Rates) -> Started:
+    if save is not None:
+        return replace(save.started, user_id=spec.user_id, rates=rates, is_restored=True)
+    return Started(
+        user_id=spec.user_id,
+        cpu_count=cpu_count(spec.limits),
+        memory_mib=spec.limits.memory_mib,
+        guest_kernel_sha256=tools.guest_kernel_sha256,
+        initramfs_sha256=tools.initramfs_sha256,
+        network=None,
+        rates=rates,
+        is_restored=False,
+    )
+
+
+def _read_started(jail: Jail) -> Started:
+    """Raises OSError, ValueError: it was started by an earlier version of ours."""
+    with jail.started.open() as file:
+        return started_from_json(file.read(MOST_FACTS_BYTES))
+
+
+def _host(snapshot_version: str) -> Host:
+    return Host(
+        processor=read_processor(Path("/proc/cpuinfo").read_text(errors="replace")),
+        kernel=os.uname().release,
+        snapshot_version=snapshot_version,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _network(netns: Path, user_id: int) -> Network | None:
@@ -283,7 +480,10 @@ def _binding(root: Path, files: tuple[Bound, ...]) -> Callable[[], None]:
     def bind_all() -> None:
         for file in files:
             place = root / file.name
-            place.touch(mode=0o600)
+            if file.is_directory:
+                place.mkdir(mode=0o700)
+            else:
+                place.touch(mode=0o600)
             bind(file.source, place, read_only=file.read_only)
 
     return bind_all

@@ -6,6 +6,7 @@ In the jail, which is the monitor's whole world:
     /image /agent             EROFS drives, shared, read-only        /disk    what the machine writes
     /spec                     a tar with what the init script does   /report  how the guest ended
     /config.json              the configuration                      /api.sock
+    /memory /state            of a machine that goes on from a save  /save    where it writes one: a directory of ours
 
 Large files are bound into the jail in a mount namespace that only the monitor has: nothing is mounted on the host, and
 nothing need lie on one file system. Drives appear in the guest in the order of DRIVES.
@@ -31,9 +32,10 @@ PROGRAM = "firecracker"
 """The monitor's file name; the jailer calls a jail's parent directory by it, and the pid file."""
 
 API_SOCKET, CONFIG, REPORT, SPEC = "api.sock", "config.json", "report", "spec"
+MEMORY, STATE, SAVE = "memory", "state", "save"
 DRIVES = ("image", "disk", "agent", SPEC, REPORT)
 WRITABLE = frozenset({"disk", REPORT})
-TAP = "tap0"
+TAP, INTERFACE = "tap0", "eth0"
 REPORT_BYTES = 512
 MOST_CPU_COUNT = 32
 
@@ -120,6 +122,20 @@ class Jail:
         return self.directory / "root"
 
     @property
+    def agent(self) -> Path:
+        """The guest agent's drive under a name of the machine's own: it outlives the agent's next version."""
+        return self.directory / "agent.erofs"
+
+    @property
+    def save_place(self) -> Path:
+        return self.directory / SAVE
+
+    @property
+    def started(self) -> Path:
+        """How it was started, as `memory.Started`; out of the monitor's reach."""
+        return self.directory / "started.json"
+
+    @property
     def pid_file(self) -> Path:
         return self.root / f"{PROGRAM}.pid"
 
@@ -135,11 +151,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A file of the host's to appear in the jail under a name."""
+    """A file, or a directory, of the host's to appear in the jail under a name."""
 
     source: Path
     name: str
     read_only: bool = True
+    is_directory: bool = False
 
 
 def cpu_count(limits: Limits) -> int:
@@ -180,30 +197,56 @@ def _drive(name: str, rates: Rates) -> Json:
 
 
 def _interface(network: Network, rates: Rates) -> Json:
-    interface: Json = {"iface_id": "eth0", "host_dev_name": TAP, "guest_mac": network.mac}
+    interface: Json = {"iface_id": INTERFACE, "host_dev_name": TAP, "guest_mac": network.mac}
     if rates.network_bytes_per_s:
         for way in ("rx", "tx"):
             interface[f"{way}_rate_limiter"] = _bucket(rates.network_bytes_per_s)
     return interface
 
 
+def rate_changes(rates: Rates, *, has_network: bool) -> tuple[tuple[str, Json], ...]:
+    """What to ask of the API, path and body, for a machine that was saved under other rates."""
+    changes: list[tuple[str, Json]] = []
+    for name in DRIVES:
+        changes.append((f"/drives/{name}", {"drive_id": name, "rate_limiter": _bucket(rates.disk_bytes_per_s)}))
+    if has_network:
+        bucket = _bucket(rates.network_bytes_per_s)
+        body = {"iface_id": INTERFACE, "rx_rate_limiter": bucket, "tx_rate_limiter": bucket}
+        changes.append((f"/network-interfaces/{INTERFACE}", body))
+    return tuple(changes)
+
+
 def _bucket(bytes_per_s: int) -> Json:
+    if not bytes_per_s:
+        # A bucket without a size is none.
+        return {"bandwidth": {"size": 0, "refill_time": 0}}
     # Refilled over a tenth of a second: short bursts pass, and a flood is spread evenly.
     return {"bandwidth": {"size": max(1, bytes_per_s // 10), "refill_time": 100}}
 
 
-def bound_files(tools: Tools, *, image: Path, disk: Path, agent: Path) -> tuple[Bound, ...]:
+def bound_files(tools: Tools, jail: Jail, *, image: Path, disk: Path, save: Path | None = None) -> tuple[Bound, ...]:
+    """Args: save: the directory of a save that the machine goes on from, in place of a start."""
     return (
-        Bound(source=tools.kernel, name="vmlinux"),
-        Bound(source=tools.initramfs, name="initrd"),
+        *(
+            (Bound(source=save / MEMORY, name=MEMORY), Bound(source=save / STATE, name=STATE))
+            if save
+            else (Bound(source=tools.kernel, name="vmlinux"), Bound(source=tools.initramfs, name="initrd"))
+        ),
         Bound(source=image, name="image"),
-        Bound(source=agent, name="agent"),
+        Bound(source=jail.agent, name="agent"),
         Bound(source=disk, name="disk", read_only=False),
+        Bound(source=jail.save_place, name=SAVE, read_only=False, is_directory=True),
     )
 
 
-def jailer_argv(tools: Tools, jail: Jail, *, user_id: int, netns: Path) -> list[str]:
+def jailer_argv(
+    tools: Tools, jail: Jail, *, user_id: int, netns: Path, largest_file_bytes: int, is_configured: bool = True
+) -> list[str]:
     """The jailer's command line. The cgroup is ours: the jailer is in it when it starts, and is told of none.
+
+    Args:
+        largest_file_bytes: no file that the monitor writes may be larger.
+        is_configured: by its file; otherwise it waits for what its API is told.
 
     Raises: ValueError for root, who must not run a monitor.
     """
@@ -217,10 +260,11 @@ def jailer_argv(tools: Tools, jail: Jail, *, user_id: int, netns: Path) -> list[
         *("--gid", str(user_id)),
         *("--chroot-base-dir", str(jail.top)),
         *("--netns", str(netns)),
+        *("--resource-limit", f"fsize={largest_file_bytes}"),
         "--new-pid-ns",
         "--",
         *("--api-sock", f"/{API_SOCKET}"),
-        *("--config-file", f"/{CONFIG}"),
+        *(("--config-file", f"/{CONFIG}") if is_configured else ()),
         *("--level", "Warning"),
     ]
 

@@ -1,0 +1,217 @@
+"""Machines that go on from another's memory: in another place, many at once, after a restart of ours, or not at all."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firebrick.model.machine import ExitCause
+from firebrick.runtimes.base import Capability, MachineSpec, RuntimeFailed
+from tests.support.runtime_bench import LIMITS, RuntimeBench
+from tests.support.wait import wait_for
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_kvm]
+
+WITNESS = """
+import os, socket, threading, time
+kept = open("/root/kept", "w+")
+kept.write("open"), kept.flush(), os.unlink("/root/kept")
+count = 0
+def tick():
+    global count
+    while True:
+        count += 1
+        time.sleep(0.1)
+threading.Thread(target=tick, daemon=True).start()
+server = socket.create_server(("127.0.0.1", 9000))
+while True:
+    connection = server.accept()[0]
+    kept.seek(0)
+    connection.sendall(f"{os.getpid()} {count} {kept.read()}".encode())
+    connection.close()
+"""
+"""A process whose number, counting, deleted but open file and listening socket live in memory only."""
+
+
+@pytest.fixture
+def keepers(bench: RuntimeBench) -> RuntimeBench:
+    if Capability.KEEPS_MEMORY not in bench.runtime.capabilities:
+        pytest.skip("this runtime keeps no memory in files")
+    return bench
+
+
+async def ask(bench: RuntimeBench, spec: MachineSpec) -> list[str]:
+    """What the witness inside says: its number, its count, what is in its open file."""
+    status, said = await bench.run(spec, "cat < /dev/tcp/127.0.0.1/9000 && echo && cat /dev/shm/file")
+    return said.split() if status == 0 else []
+
+
+async def witnessed(bench: RuntimeBench) -> MachineSpec:
+    spec = await bench.serving()
+    await bench.run(spec, f"echo tmpfs > /dev/shm/file; setsid python3 -c '{WITNESS}' > /dev/null 2>&1 &")
+    await wait_for(lambda: ask(bench, spec))
+    return spec
+
+
+async def refused(bench: RuntimeBench, save: Path) -> str:
+    return str(await bench.runtime.memory_refusal(save))  # type: ignore[attr-defined]
+
+
+async def test_processes_go_on_in_another_place(keepers: RuntimeBench) -> None:
+    """A process with its count, an open file, a listening socket and a file in memory go on in another machine, when
+    their own is gone, and again from a save of that one; the saves may be removed meanwhile. The exit is still told."""
+    first = await witnessed(keepers)
+    pid, count, *rest = await ask(keepers, first)
+    save = await keepers.saved(first)
+    assert await refused(keepers, save) == ""
+    await keepers.runtime.destroy(first.machine_id)
+    assert keepers.left_of(first) == []
+    memory = (save / "memory").stat()
+    assert memory.st_size == LIMITS.memory_mib << 20
+    assert memory.st_blocks * 512 < memory.st_size / 2, "zeros take room on the disk"
+
+    second = await keepers.restored(save)
+    shutil.rmtree(save)
+    went_on = await ask(keepers, second)
+    assert (went_on[0], went_on[2:]) == (pid, rest) == (pid, ["open", "tmpfs"])
+    assert int(went_on[1]) >= int(count)
+
+    again = await keepers.saved(second, "again")
+    await keepers.runtime.destroy(second.machine_id)
+    third = await keepers.restored(again)
+    went_on_again = await ask(keepers, third)
+    assert (went_on_again[0], went_on_again[2:]) == (pid, rest)
+    assert int(went_on_again[1]) >= int(went_on[1])
+    assert await keepers.run(third, "echo written > /root/new; sync; cat /root/new") == (0, "written\n")
+    with pytest.raises(OSError, match="ended"):
+        await keepers.run(third, "kill -9 -1; kill -9 1; kill -9 $PPID")
+    exited = await keepers.runtime.wait_exit(third.machine_id)
+    assert (exited.cause, exited.exit_code) == (ExitCause.GUEST_EXIT, 137)
+
+
+async def test_ten_go_on_from_one_save(keepers: RuntimeBench) -> None:
+    """All at the same time and beside the one that was saved, which runs on. What one writes, to memory or disk,
+    no other sees."""
+    source = await witnessed(keepers)
+    save = await keepers.saved(source)
+    await keepers.runtime.thaw(source.machine_id)  # type: ignore[attr-defined]
+    disk = save.with_suffix(".disk")
+    specs = [await keepers.spec(kept_disk=disk, memory=save) for _ in range(10)]
+    async with asyncio.TaskGroup() as group:
+        for spec in specs:
+            group.create_task(keepers.runtime.start(spec))
+    everyone = [source, *specs]
+    for number, spec in enumerate(everyone):
+        await wait_for(lambda spec=spec: keepers.answers(spec), timeout_s=60)
+        await keepers.run(spec, f"echo {number} | tee /dev/shm/file /root/number")
+    pids = set()
+    for number, spec in enumerate(everyone):
+        pid, _, *rest = await ask(keepers, spec)
+        pids.add(pid)
+        assert rest == ["open", str(number)]
+        assert await keepers.run(spec, "cat /root/number") == (0, f"{number}\n")
+    assert len(pids) == 1
+
+
+async def test_a_restored_machine_is_adopted(keepers: RuntimeBench) -> None:
+    """Frozen or running: the next driver freezes, thaws, saves and destroys it like any other."""
+    first = await witnessed(keepers)
+    save = await keepers.saved(first)
+    await keepers.runtime.destroy(first.machine_id)
+    spec = await keepers.restored(save)
+    keepers.restart()
+    assert await keepers.runtime.recover() == (spec.machine_id,)
+    assert await ask(keepers, spec)
+    again = await keepers.saved(spec, "again")
+    assert await refused(keepers, again) == ""
+    keepers.restart()
+    assert await keepers.runtime.recover() == (spec.machine_id,)
+    await keepers.runtime.thaw(spec.machine_id)  # type: ignore[attr-defined]
+    await wait_for(lambda: keepers.answers(spec))
+    await keepers.runtime.destroy(spec.machine_id)
+    assert keepers.left_of(spec) == []
+
+
+async def test_what_is_damaged_is_refused(keepers: RuntimeBench) -> None:
+    """With a reason, and a start from it leaves nothing: a cut memory, a changed state, facts that are not there or
+    of another processor; and a machine of another size. One that is not frozen is not saved."""
+    source = await keepers.serving()
+    (keepers.directory / "early").mkdir()
+    with pytest.raises(RuntimeFailed, match="could not be saved") as caught:
+        await keepers.runtime.save_memory(source.machine_id, keepers.directory / "early")  # type: ignore[attr-defined]
+    assert "not frozen" in caught.value.detail
+    save = await keepers.saved(source)
+    await keepers.runtime.destroy(source.machine_id)
+    disk = save.with_suffix(".disk")
+
+    def cut(copy: Path) -> None:
+        os.truncate(copy / "memory", 1 << 20)
+
+    def change(copy: Path) -> None:
+        state = bytearray((copy / "state").read_bytes())
+        state[len(state) // 2] ^= 1
+        (copy / "state").write_bytes(state)
+
+    def lose(copy: Path) -> None:
+        (copy / "facts.json").unlink()
+
+    def move(copy: Path) -> None:
+        facts = json.loads((copy / "facts.json").read_text())
+        facts["processor"]["features"].append("amx_tile")
+        (copy / "facts.json").write_text(json.dumps(facts))
+
+    for harm, reason in ((cut, "'memory'"), (change, "'state'"), (lose, "missing"), (move, "amx_tile")):
+        copy = keepers.directory / harm.__name__
+        shutil.copytree(save, copy)
+        harm(copy)
+        assert reason in await refused(keepers, copy)
+        spec = await keepers.spec(kept_disk=disk, memory=copy)
+        with pytest.raises(RuntimeFailed, match="cannot go on") as caught:
+            await keepers.runtime.start(spec)
+        assert reason in caught.value.message
+        assert keepers.left_of(spec) == []
+    large = replace(LIMITS, memory_mib=LIMITS.memory_mib * 2)
+    spec = await keepers.spec(kept_disk=disk, memory=save, limits=large)
+    with pytest.raises(RuntimeFailed, match=f"not 2 and {large.memory_mib}"):
+        await keepers.runtime.start(spec)
+    assert keepers.left_of(spec) == []
+
+
+async def test_a_monitor_killed_while_it_loads_leaves_nothing(keepers: RuntimeBench) -> None:
+    """Whether by the kernel or by a restart of ours: the start fails or is cut off, and all of it is taken away."""
+    source = await keepers.serving()
+    save = await keepers.saved(source)
+    await keepers.runtime.destroy(source.machine_id)
+    disk = save.with_suffix(".disk")
+
+    spec = await keepers.spec(kept_disk=disk, memory=save)
+    starting = asyncio.create_task(keepers.runtime.start(spec))
+    await wait_for(lambda: keepers.pids(spec) or starting.done())
+    for pid in keepers.pids(spec):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeFailed, match=spec.machine_id):
+        await starting
+    assert keepers.left_of(spec) == []
+
+    spec = await keepers.spec(kept_disk=disk, memory=save)
+    runtime = keepers.runtime
+    started = asyncio.Event()
+
+    async def never(*_: object, **__: object) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    # Stopped between the monitor's start and what it is told, as by a kill -9 of ours: nothing is undone.
+    runtime._load = never  # type: ignore[attr-defined]
+    starting = asyncio.create_task(runtime.start(spec))
+    await started.wait()
+    keepers.restart()
+    assert await keepers.runtime.recover() == ()
+    assert keepers.left_of(spec) == []
+    starting.cancel()
+    await asyncio.wait([starting])
