@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 import tempfile
@@ -11,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from firebrick.builder.firecracker_release import CHECKSUMS, PROGRAMS, RELEASE
+from firebrick.builder.firecracker_tools import install_firecracker
+from firebrick.runtimes.firecracker.plan import Tools
 from tests.lab.parts import PartMissing, fetch_firecracker
 from tests.support.instance import CACHE
+
+JAIL = {
+    "agent", "api.sock", "config.json", "dev", "disk", "firecracker", "firecracker.pid", "image", "initrd", "report",
+    "run", "save", "spec", "vmlinux",
+}  # fmt: skip
+"""All that stands in a jail's root directory."""
 
 
 def pinned_programs() -> Path:
@@ -34,6 +43,20 @@ def pinned_programs() -> Path:
                 shutil.rmtree(making, ignore_errors=True)
     assert {name: _sum(target / name) for name in PROGRAMS} == wanted
     return target
+
+
+async def monitor_tools() -> Tools:
+    """All that a monitor needs to start, set up in the cache as a user's machine has it. Whether a guest boots is not
+    asked. Skips the test, loudly, where /dev/kvm does not open or the programs cannot be had."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        pytest.skip(f"NOT RUN: /dev/kvm does not open: {exc.strerror}")
+    directory = CACHE / "tools" / "firecracker"
+    tools = Tools(directory=directory)
+    if not all(path.is_file() for path in tools.files):
+        await install_firecracker(directory, path=pinned_programs(), mirror=None, tell=lambda what, share: None)
+    return tools
 
 
 def release_archive(programs: Path) -> bytes:

@@ -38,7 +38,7 @@ from tests.support.minbase import minbase_image
 from tests.support.wait import wait_for
 
 PORT = 8000
-NAMES = {"gvisor": RuntimeName.GVISOR, "firecracker": RuntimeName.FIRECRACKER}
+NAMES = {"gvisor": RuntimeName.GVISOR, "firecracker": RuntimeName.FIRECRACKER, "monitor": RuntimeName.FIRECRACKER}
 INSIDE, OUTSIDE = "169.254.0.21", "169.254.0.22"
 SHIFT_BASE, SHIFT_STEP = 1_000_000_000, 65_536
 LIMITS = Limits(millicpu=2000, memory_mib=192, disk_mib=256, process_count=128)
@@ -247,12 +247,13 @@ def no_microvms(tools: Tools) -> str | None:
 
 
 def driver_maker(kind: str, state_dir: Path, instance: str) -> Callable[..., Runtime]:
-    """Makes drivers of one kind: gvisor, runc or crun. Skips the test, loudly, where its program is missing."""
+    """Makes drivers of one kind: gvisor, runc, crun, firecracker, or monitor: Firecracker's without a guest that need
+    boot. Skips the test, loudly, where its program is missing."""
     if os.geteuid() != 0:
         pytest.skip("NOT RUN: needs root (run the tests with sudo)")
-    if kind == "firecracker":
+    if kind in ("firecracker", "monitor"):
         tools = Tools(directory=CACHE / "tools" / "firecracker")
-        if (reason := no_microvms(tools)) is not None:
+        if kind == "firecracker" and (reason := no_microvms(tools)) is not None:
             pytest.skip(f"NOT RUN: {reason}")
         return lambda **options: FirecrackerRuntime(
             **{"tools": tools, "state_dir": state_dir / "firecracker", "instance": instance} | options

@@ -167,6 +167,7 @@ class FirecrackerRuntime:
             is_configured=not started.is_restored,
         )
         self._jails.mkdir(mode=0o711, parents=True, exist_ok=True)
+        _check_mount(self._jails)
         jail.root.mkdir(mode=0o700, parents=True)
         SavePlace(directory=jail.save_place).make()
         give_agent(agent, jail.agent)
@@ -456,6 +457,17 @@ def _host(snapshot_version: str) -> Host:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_mount(jails: Path) -> None:
+    """The jailer puts device files and the monitor's program there, and nobody would say why they do not work."""
+    flags = os.statvfs(jails).f_flag
+    for flag, option in ((os.ST_NODEV, "nodev"), (os.ST_NOEXEC, "noexec")):
+        if flags & flag:
+            raise OSError(
+                f"{jails} lies on a filesystem mounted {option}, where no monitor starts: mount it without, or set "
+                "data_dir to another one"
+            )
 
 
 def _network(netns: Path, user_id: int) -> Network | None:
