@@ -56,7 +56,7 @@ class Config:
     patience: float = setting(
         1.0,
         "ratio",
-        "how many times longer than usual probes, processes and machines may take to start; 10 in emulation",
+        "how many times longer than usual probes, processes and machines may take; 10 in emulation",
     )
     default_millicpu: int = setting(2000, "millicpu", "CPU of a sandbox of the base template")
     default_memory_mib: int = setting(1024, "MiB", "memory of a sandbox of the base template")
@@ -126,6 +126,10 @@ class Config:
     @property
     def catalog_socket(self) -> Path:
         return self.run_dir / "catalog.sock"
+
+    def patient_s(self, usual_s: float) -> float:
+        """The deadline on this machine for what has `usual_s` on a usual one; seconds."""
+        return usual_s * self.patience
 
     @property
     def database_url(self) -> str:

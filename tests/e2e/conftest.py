@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from e2b import Sandbox
 
+from tests.lab.fleet import own_folder, running_fleet
+from tests.lab.whole import INSTANCE_VARIABLE, whole_instance
 from tests.support.instance import Instance, instance
 from tests.support.runtimes import missing_runtime
 from tests.support.sdk_calls import calls_recorded, merge
+from tests.support.wait import SLOWNESS
 
 CALLED: dict[str, set[str]] = {}
 """{runtime: methods of the SDK that tests which passed have called}."""
@@ -17,13 +20,20 @@ RESULTS_VARIABLE = "FIREBRICK_SDK_RESULTS"
 """Names a file to which `CALLED` is added at the end."""
 
 
-@pytest.fixture(scope="session", params=["gvisor", "container"])
+RUNTIMES = ["gvisor", "container", pytest.param("firecracker", marks=pytest.mark.needs_kvm)]
+
+
+@pytest.fixture(scope="session", params=RUNTIMES)
 def running(request: pytest.FixtureRequest) -> Iterator[Instance]:
     """An instance on one runtime, brought up by the CLI."""
     runtime: str = request.param
+    if runtime == "firecracker" and INSTANCE_VARIABLE in os.environ:
+        with running_fleet(own_folder()) as found, whole_instance(found.outers[0]) as inside:
+            yield inside
+        return
     why = missing_runtime(runtime)
     if why:
-        pytest.skip(why)
+        pytest.skip(f"NOT RUN: {why}")
     with instance(runtime=runtime) as found:
         yield found
 
@@ -31,7 +41,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Instance]:
 @pytest.fixture
 def box(running: Instance) -> Iterator[Sandbox]:
     """A fresh sandbox of the base template, through the official SDK."""
-    with Sandbox.create(timeout=120, **running.sdk) as sandbox:
+    with Sandbox.create(timeout=int(120 * SLOWNESS), **running.sdk) as sandbox:
         yield sandbox
 
 

@@ -1,26 +1,32 @@
 """`./dev lab`: see docs/reference/lab.md."""
 
 import argparse
-import hashlib
 import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tests.lab import parts
 from tests.lab.channel import Channel, ChannelBroken, to_our_output
-from tests.lab.fleet import MAX_COUNT, MEMORY_MIB, Fleet, get_results, put_checkout
+from tests.lab.fleet import MAX_COUNT, MEMORY_MIB, Fleet, get_results, own_folder, put_checkout, running_fleet
 from tests.lab.outer import OuterFailed
 from tests.lab.root import CHECKOUT_INSIDE
+from tests.lab.shelf import CACHE_INSIDE
+from tests.lab.whole import INSTANCE_VARIABLE, SLOWNESS
 
 RESULTS = parts.CHECKOUT / "build" / "lab"
 TEST_TIMEOUT_S = 1200
 """A test's own deadline inside: emulation is 10 to 30 times slower."""
 SILENT_TIMEOUT_S = 3600
+TEST_ENV = {"FIREBRICK_IN_LAB": "1", "FIREBRICK_TEST_CACHE": CACHE_INSIDE}
+"""Not for other commands: `firebrick` takes them for settings, and refuses those."""
 
 
 def main(argv: list[str]) -> int:
@@ -34,11 +40,11 @@ def main(argv: list[str]) -> int:
 
 
 def up(options: argparse.Namespace) -> int:
-    if found := Fleet.find(_folder()):
+    if found := Fleet.find(own_folder()):
         print(f"up already: {', '.join(outer.name for outer in found.outers)}")
         return 0
     before = time.monotonic()
-    found = Fleet.up(_folder(), count=options.count, memory_mib=options.memory, cold=options.cold)
+    found = Fleet.up(own_folder(), count=options.count, memory_mib=options.memory, cold=options.cold)
     print(f"up in {time.monotonic() - before:.1f} s: {', '.join(outer.name for outer in found.outers)}")
     return 0
 
@@ -56,15 +62,20 @@ def test(options: argparse.Namespace) -> int:
     pytest = ["/venv/bin/python", "-m", "pytest", "-o", f"timeout={TEST_TIMEOUT_S}", "-p", "no:cacheprovider"]
     # Its plugin takes half of pytest's start, and the tests that need it need no lab.
     pytest += ["-p", "no:schemathesis"]
-    return _inside(options, [*pytest, "--junit-xml=/results/junit.xml", *options.command])
+    return _inside(options, [*pytest, "--junit-xml=/results/junit.xml", *options.command], TEST_ENV)
 
 
-def _inside(options: argparse.Namespace, words: list[str]) -> int:
+def e2e(options: argparse.Namespace) -> int:
+    """The tests of whole instances here, as clients of one in a machine: a client needs not be emulated."""
+    pytest = [sys.executable, "-m", "pytest", "-o", f"timeout={TEST_TIMEOUT_S}", "-k", "firecracker"]
+    env = {**os.environ, INSTANCE_VARIABLE: "1", "FIREBRICK_TEST_SLOWNESS": str(SLOWNESS)}
+    return subprocess.run([*pytest, *(options.command or ["tests/e2e"])], cwd=parts.CHECKOUT, env=env).returncode
+
+
+def _inside(options: argparse.Namespace, words: list[str], env: Mapping[str, str] | None = None) -> int:
     """Run in the fleet that is up, or in one for this command alone."""
-    running = Fleet.find(_folder())
-    found = running or Fleet.up(_folder())
-    try:
-        channel = found.channel(options.on)
+    with running_fleet(own_folder()) as found:
+        channel = replace(found.channel(options.on), env=env or {})
         put_checkout(channel)
         channel.shell("find /results -mindepth 1 -delete")
         status = _passed_through(channel, words)
@@ -74,9 +85,6 @@ def _inside(options: argparse.Namespace, words: list[str]) -> int:
         outer = next(outer for outer in found.outers if outer.name == name)
         (RESULTS / name / "console.log").write_text(outer.console())
         return status
-    finally:
-        if not running:
-            found.down()
 
 
 def _passed_through(channel: Channel, words: list[str]) -> int:
@@ -115,7 +123,7 @@ def get(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    found = Fleet.find(_folder())
+    found = Fleet.find(own_folder())
     if not found:
         print("down")
         return 1
@@ -126,7 +134,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def down(options: argparse.Namespace) -> int:
-    found = Fleet.find(_folder())
+    found = Fleet.find(own_folder())
     if found:
         found.down()
     print("down")
@@ -134,22 +142,16 @@ def down(options: argparse.Namespace) -> int:
 
 
 def _running() -> Fleet:
-    found = Fleet.find(_folder())
+    found = Fleet.find(own_folder())
     if not found:
         raise RuntimeError("the lab is down: ./dev lab up")
     return found
 
 
-def _folder() -> Path:
-    """One fleet per checkout, or per FIREBRICK_LAB_NAME. The name is short because paths of sockets must be."""
-    name = os.environ.get("FIREBRICK_LAB_NAME") or hashlib.sha256(str(parts.CHECKOUT).encode()).hexdigest()[:8]
-    return parts.CACHE / "up" / name
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
     """The command line. What follows the options of `run` and `test` is another program's, dashes and all."""
     command: list[str] = []
-    if argv and argv[0] in ("run", "test"):
+    if argv and argv[0] in ("run", "test", "e2e"):
         own = 3 if argv[1:2] == ["--on"] else 1
         argv, command = argv[:own], argv[own:]
         if command in (["-h"], ["--help"]):
@@ -170,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=about, usage=f"./dev lab {name} [--on NAME] {rest}")
         verb.add_argument("--on", default="", metavar="NAME")
         verb.set_defaults(act=act)
+    verb = verbs.add_parser("e2e", help=e2e.__doc__, usage="./dev lab e2e ARGUMENTS...")
+    verb.set_defaults(act=e2e)
     verb = verbs.add_parser("put", help=put.__doc__)
     verb.add_argument("--on", default="", metavar="NAME")
     verb.add_argument("source", type=Path)

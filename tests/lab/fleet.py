@@ -1,6 +1,7 @@
 """Some outer machines with one owner: started together, on one private network, ended together."""
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -19,7 +20,9 @@ from tests.lab import parts
 from tests.lab.channel import Channel
 from tests.lab.outer import Outer, Wanted
 from tests.lab.root import CHECKOUT_INSIDE, Build, build
+from tests.lab.shelf import MOUNT, shelf
 from tests.lab.state import state
+from tests.support.instance import CACHE as TEST_CACHE
 
 MEMORY_MIB = 4096
 MAX_COUNT = 3
@@ -68,6 +71,7 @@ class Fleet:
         with _cache_locked():
             built = build(parts.CACHE)
             saved = None if cold else state(built, memory_mib)
+            shared = shelf(TEST_CACHE, parts.CACHE)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_text(json.dumps({"names": names, "build": str(built.folder)}))
         fleet = cls(folder=folder, outers=tuple(Outer(folder=folder / name, build=built) for name in names))
@@ -87,6 +91,9 @@ class Fleet:
                 if not saved:
                     outer.wait_booted()
                 _identify(outer, number, names)
+                if shared:
+                    outer.put_in(shared)
+                    outer.channel().shell(MOUNT)
         except BaseException:
             fleet.down()
             raise
@@ -104,6 +111,23 @@ class Fleet:
         if name and name not in names:
             raise KeyError(f"no machine {name} in the lab; there are: {', '.join(names)}")
         return next(outer for outer in self.outers if outer.name == (name or names[0])).channel()
+
+
+def own_folder() -> Path:
+    """One fleet per checkout, or per FIREBRICK_LAB_NAME. The name is short because paths of sockets must be."""
+    name = os.environ.get("FIREBRICK_LAB_NAME") or hashlib.sha256(str(parts.CHECKOUT).encode()).hexdigest()[:8]
+    return parts.CACHE / "up" / name
+
+
+@contextmanager
+def running_fleet(folder: Path) -> Iterator[Fleet]:
+    """The one that is up there, or one for this purpose alone."""
+    found = Fleet.find(folder)
+    if found:
+        yield found
+    else:
+        with fleet(folder) as made:
+            yield made
 
 
 @contextmanager

@@ -26,6 +26,7 @@ CPU_COUNT = 2
 BOOT_TIMEOUT_S = 300
 QUIT_TIMEOUT_S = 20
 READY = "LAB-READY"
+DISK_PLACE = "place"
 CPU = "EPYC-Rome,+svm"
 KERNEL_LINE = "console=ttyS0 panic=-1 mitigations=off tsc=reliable no_timer_check net.ifnames=0 quiet"
 
@@ -70,6 +71,8 @@ def command(wanted: Wanted, folder: Path) -> list[str]:
     # Nothing here survives a crash of this machine, nor need it: flushes would only cost.
     argv += ["-drive", f"file={folder}/disk.qcow2,if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap"]
     argv += ["-device", "virtio-blk-pci,drive=disk", "-device", "virtio-rng-pci"]
+    # A place for one disk that is put in while it runs.
+    argv += ["-device", f"pcie-root-port,id={DISK_PLACE},chassis=1"]
     # Port 0: the kernel chooses one, and qemu tells which.
     argv += ["-netdev", f"user,id=wan,hostfwd=tcp:127.0.0.1:0-:{PORT}", "-device", "virtio-net-pci,netdev=wan"]
     argv += ["-netdev", lan, "-device", "virtio-net-pci,netdev=lan"]
@@ -127,11 +130,18 @@ class Outer:
 
     def channel(self) -> Channel:
         """The way to run commands in it."""
-        listing = self.monitor("human-monitor-command", {"command-line": "info usernet"})
-        forwarded = re.search(rf"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{PORT}\b", listing)
+        return Channel(port=self._forwarded(PORT), token=self.build.token)
+
+    def _forwarded(self, port: int) -> int:
+        listing = self._told("info usernet")
+        forwarded = re.search(rf"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{port}\b", listing)
         if not forwarded:
-            raise OuterFailed(f"qemu of {self.name} forwards no port:\n{listing}")
-        return Channel(port=int(forwarded[1]), token=self.build.token)
+            raise OuterFailed(f"qemu of {self.name} forwards nothing to port {port}:\n{listing}")
+        return int(forwarded[1])
+
+    def _told(self, line: str) -> str:
+        """What qemu answers to a line of its monitor for people."""
+        return str(self.monitor("human-monitor-command", {"command-line": line}))
 
     def save(self, state: Path) -> None:
         """Write all but its memory, which is a file already, and end it."""
@@ -150,6 +160,21 @@ class Outer:
             monitor.wait_migrated()
             # It was saved standing still.
             monitor.call("cont")
+
+    def put_in(self, image: Path) -> None:
+        """Give it a second disk, read-only; once. It finds it some moments later, as /dev/vdb."""
+        file = {"driver": "file", "filename": str(image)}
+        node = {"node-name": "put-in", "driver": "raw", "read-only": True, "file": file}
+        with closing(Monitor.connect(self.folder)) as monitor:
+            monitor.call("blockdev-add", node)
+            monitor.call(
+                "device_add", {"driver": "virtio-blk-pci", "bus": DISK_PLACE, "drive": "put-in", "id": "put-in"}
+            )
+
+    def forward(self, port: int) -> int:
+        """A port of this machine's loopback that leads to `port` inside, where something listens on all addresses."""
+        self._told(f"hostfwd_add wan tcp:127.0.0.1:0-:{port}")
+        return self._forwarded(port)
 
     def monitor(self, verb: str, arguments: Mapping[str, Any] | None = None) -> Any:
         with closing(Monitor.connect(self.folder)) as monitor:

@@ -26,10 +26,13 @@ from firebrick.builder.base_template import build_base_template
 from firebrick.config import Config
 from tests.support.environment import clean_environ
 from tests.support.leaks import RUN_MARK, marked_processes
+from tests.support.wait import SLOWNESS
 
 CACHE = Path(os.environ.get("FIREBRICK_TEST_CACHE", "/var/tmp/firebrick-test-cache"))
 SHARED = ("templates", "tools")
 UP_TIMEOUT_S = 900
+REQUEST_TIMEOUT_S = 60.0
+"""As the official SDK's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,8 @@ class Instance:
     @property
     def sdk(self) -> dict[str, Any]:
         """Options for every call of the official SDK."""
-        return {"api_key": self.api_key, "api_url": self.api_url, "sandbox_url": self.sandbox_url}
+        target = {"api_key": self.api_key, "api_url": self.api_url, "sandbox_url": self.sandbox_url}
+        return target | {"request_timeout": REQUEST_TIMEOUT_S * SLOWNESS}
 
     def firebrick(self, *args: str, check: bool = True, timeout_s: float = 120, **options: Any) -> Any:
         """Run the CLI as a user does, in a process of its own."""
@@ -75,7 +79,7 @@ class Instance:
     def api(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One raw request to the REST API with this instance's key (or `headers`)."""
         headers = options.pop("headers", {"X-API-Key": self.api_key})
-        with httpx.Client(base_url=self.api_url, trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=self.api_url, trust_env=False, timeout=REQUEST_TIMEOUT_S * SLOWNESS) as client:
             return client.request(method, path, headers=headers, **options)
 
 

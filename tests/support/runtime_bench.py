@@ -35,6 +35,7 @@ from tests.support.instance import CACHE
 from tests.support.lab import call_in
 from tests.support.leaks import LeakCheck
 from tests.support.minbase import minbase_image
+from tests.support.runtimes import no_microvms
 from tests.support.wait import wait_for
 
 PORT = 8000
@@ -235,15 +236,6 @@ def find_runsc() -> Path | None:
 def find_oci(program: str | None = None) -> Path | None:
     names = (program,) if program else ("runc", "crun")
     return next((Path(found) for name in names if (found := shutil.which(name))), None)
-
-
-def no_microvms(tools: Tools) -> str | None:
-    """Why no microVM can be had here; None when one can. That /dev/kvm is there is not enough: a machine whose KVM
-    boots guests says so by FIREBRICK_TEST_KVM=1, or is the lab."""
-    if os.environ.get("FIREBRICK_TEST_KVM") != "1" and "FIREBRICK_IN_LAB" not in os.environ:
-        return "no KVM that boots guests (set FIREBRICK_TEST_KVM=1 where there is one; `./dev lab` has one)"
-    missing = [path.name for path in tools.files if not path.is_file()]
-    return f"{', '.join(missing)} missing in {tools.directory} (`firebrick setup firecracker`)" if missing else None
 
 
 def driver_maker(kind: str, state_dir: Path, instance: str) -> Callable[..., Runtime]:

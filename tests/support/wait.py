@@ -36,6 +36,7 @@ async def wait_for(
 
 def wait_for_sync(condition: Callable[[], Any], *, timeout_s: float = CEILING_S) -> Any:
     """The same for tests without a loop."""
+    timeout_s *= SLOWNESS
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()

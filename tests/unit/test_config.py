@@ -44,3 +44,9 @@ def test_a_domain_is_given_when_none_is_set() -> None:
     """Without a domain, host names end in one that means this machine and the edge's port."""
     assert Config(edge_port=4002).sandbox_domain == "sandbox.localhost:4002"
     assert Config(domain="box.example").sandbox_domain == "box.example"
+
+
+def test_deadlines_follow_the_patience() -> None:
+    """A slow machine's deadlines are all longer by one ratio; a usual one's are as they stand in the code."""
+    assert Config().patient_s(30.0) == 30.0
+    assert Config(patience=10.0).patient_s(30.0) == 300.0

@@ -43,6 +43,7 @@ from firebrick.supervisor import lifecycle
 from firebrick.supervisor.roles import SUPERVISOR, running
 
 FIRST_COMMAND = "uname -sr && id -un && python3 -c 'print(6*7)'"
+FIRST_SANDBOX_S, CHECK_TLS_S = 60.0, 5.0
 TLS_PORT = 3443
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -154,7 +155,7 @@ def first_sandbox(config: Config) -> str:
         fail("The API key of this instance is missing.")
     options = {"api_key": target.api_key, "api_url": target.api_url, "sandbox_url": target.sandbox_url}
     began = perf_counter()
-    wait_s = 60 * config.patience
+    wait_s = config.patient_s(FIRST_SANDBOX_S)
     with Sandbox.create(timeout=int(wait_s), request_timeout=wait_s, **options) as box:  # type: ignore[arg-type]
         created = perf_counter()
         printed = box.commands.run(FIRST_COMMAND, timeout=wait_s, request_timeout=wait_s).stdout.split("\n")
@@ -177,8 +178,11 @@ def check_tls(config: Config) -> None:
     assert target.files is not None
     bundle = target.files.bundle
     context = ssl.create_default_context(cafile=str(bundle) if bundle else None)
+    timeout_s = config.patient_s(CHECK_TLS_S)
     try:
-        httpx.get(f"https://api.{target.domain}/health", verify=context, timeout=5, trust_env=False).raise_for_status()
+        httpx.get(
+            f"https://api.{target.domain}/health", verify=context, timeout=timeout_s, trust_env=False
+        ).raise_for_status()
     except httpx.HTTPError as exc:
         raise Unavailable(
             f"The edge cannot be reached at https://api.{target.domain}: {exc}. Was the instance up without --tls? "

@@ -68,7 +68,7 @@ class AutopsyService:
         if sandbox.node_id is None:
             return ()
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(self._platform.config.patient_s(READ_TIMEOUT_S)):
                 client = self._platform.nodes.client(sandbox.node_id)
                 entries = await client.read_logs(sandbox.sandbox_id, start_ms=0, limit=MOST_LINES)
         except (FirebrickError, TimeoutError):

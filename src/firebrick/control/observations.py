@@ -36,7 +36,7 @@ class ObservationService:
         if sandbox is None or sandbox.team_id != team_id or sandbox.state is SandboxState.CREATING:
             raise not_found(sandbox_id)
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(self._platform.config.patient_s(READ_TIMEOUT_S)):
                 client = self._platform.nodes.client(sandbox.node_id)
                 return await client.read_logs(sandbox_id, start_ms=start_ms, limit=limit)
         except TimeoutError as exc:
@@ -94,7 +94,7 @@ class ObservationService:
         if latest is not None and (now - latest.timestamp).total_seconds() < SAMPLE_EVERY_S:
             return latest
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(self._platform.config.patient_s(READ_TIMEOUT_S)):
                 usage = await self._platform.nodes.client(sandbox.node_id).read_usage(sandbox.sandbox_id)
         except (FirebrickError, TimeoutError):
             return None

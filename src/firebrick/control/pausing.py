@@ -65,7 +65,7 @@ class PauseService:
         """
         if timeout_s is not None:
             check_timeout(timeout_s, max_timeout_s=team.max_timeout_s)
-        deadline_s = self._platform.clock.monotonic_s() + SETTLE_TIMEOUT_S
+        deadline_s = self._platform.clock.monotonic_s() + self._platform.config.patient_s(SETTLE_TIMEOUT_S)
         while True:
             sandbox = await self._sandboxes.fetch(team.team_id, sandbox_id)
             if sandbox.state is SandboxState.RUNNING:
@@ -107,7 +107,7 @@ class PauseService:
         Raises: NotFound — unknown or ended; Forbidden — its owner did not allow it, or its memory is gone; else as
             `connect`.
         """
-        deadline_s = self._platform.clock.monotonic_s() + SETTLE_TIMEOUT_S
+        deadline_s = self._platform.clock.monotonic_s() + self._platform.config.patient_s(SETTLE_TIMEOUT_S)
         while True:
             async with self._platform.database.read() as tx:
                 sandbox = await sandbox_fetch(tx, sandbox_id)
@@ -144,7 +144,7 @@ class PauseService:
 
     async def _wait_settled(self, team_id: TeamId, sandbox_id: SandboxId) -> Sandbox:
         """The sandbox when its pause or resume is done, or as it is after SETTLE_TIMEOUT_S."""
-        deadline_s = self._platform.clock.monotonic_s() + SETTLE_TIMEOUT_S
+        deadline_s = self._platform.clock.monotonic_s() + self._platform.config.patient_s(SETTLE_TIMEOUT_S)
         while True:
             sandbox = await self._sandboxes.fetch(team_id, sandbox_id)
             is_between = sandbox.state in (SandboxState.PAUSING, SandboxState.RESUMING)

@@ -35,9 +35,10 @@ _LEVELS = frozenset({"debug", "info", "warn", "error"})
 class HttpGuestLink:
     """`GuestLink` to one machine."""
 
-    def __init__(self, address: str, control_token: str, *, port: int = AGENT_PORT) -> None:
+    def __init__(self, address: str, control_token: str, *, port: int = AGENT_PORT, patience: float = 1.0) -> None:
         self._address = address
         self._port = port
+        self._init_timeout_s = INIT_TIMEOUT_S * patience
         self._token = control_token
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -63,7 +64,7 @@ class HttpGuestLink:
             ) from last
 
     async def init(self, settings: GuestInit) -> None:
-        await self._ask("POST", "/init", encode_init(settings), timeout_s=INIT_TIMEOUT_S)
+        await self._ask("POST", "/init", encode_init(settings), timeout_s=self._init_timeout_s)
 
     async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
         path = f"/firebrick/logs?since={since}&limit={MAX_LOG_ENTRIES}"
@@ -83,7 +84,7 @@ class HttpGuestLink:
 
     async def go_on(self) -> None:
         try:
-            await self._ask("POST", "/firebrick/go-on", None, timeout_s=INIT_TIMEOUT_S)
+            await self._ask("POST", "/firebrick/go-on", None, timeout_s=self._init_timeout_s)
         except GuestSilent as exc:
             log.warning("guest.held", reason=exc.message, detail=exc.detail)
         finally:

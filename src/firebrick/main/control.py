@@ -4,7 +4,6 @@ import asyncio
 import signal
 import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -41,7 +40,7 @@ async def run(config: Config, clock: Clock) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        node_id = await wait_node_id(config.node_dir / "node_id", clock)
+        node_id = await wait_node_id(config, clock)
         node = GrpcNodeClient(f"unix:{config.node_socket}", patience=config.patience)
         stack.push_async_callback(node.close)
         catalog = EmbeddedCatalogServer(config.catalog_socket)
@@ -76,12 +75,13 @@ async def serve(config: Config, app: object, stopping: asyncio.Event) -> None:
         waiting.cancel()
 
 
-async def wait_node_id(path: Path, clock: Clock) -> NodeId:
+async def wait_node_id(config: Config, clock: Clock) -> NodeId:
     """The id that this machine's node agent gave itself at its first start; it need not run now.
 
     Raises: Unavailable — it has never started.
     """
-    deadline = clock.monotonic_s() + NODE_ID_TIMEOUT_S
+    path = config.node_dir / "node_id"
+    deadline = clock.monotonic_s() + config.patient_s(NODE_ID_TIMEOUT_S)
     while not (path.exists() and path.read_text().strip()):
         if clock.monotonic_s() > deadline:
             raise Unavailable(f"The node agent of this machine has never started: {path} is missing.")

@@ -7,6 +7,7 @@ for new sandboxes are those that the doctor proved.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def build_drivers(config: Config) -> NodeDrivers:
             size=config.slot_count,
             name_servers=_ipv4(_name_servers(config)),
         ),
-        links=HttpGuestLink,
+        links=partial(HttpGuestLink, patience=config.patience),
         images=images,
         agent=agent,
         clock=clock,
@@ -93,7 +94,7 @@ def build_drivers(config: Config) -> NodeDrivers:
 def build_runtimes(config: Config, instance: str) -> Mapping[RuntimeName, Runtime]:
     """Every runtime whose program is installed."""
     runtimes: dict[RuntimeName, Runtime] = {}
-    start_timeout_s = START_TIMEOUT_S * config.patience
+    start_timeout_s = config.patient_s(START_TIMEOUT_S)
     if (runsc := find_runsc(config)) is not None:
         runtimes[RuntimeName.GVISOR] = GvisorRuntime(
             runsc=runsc, state_dir=config.node_dir / "gvisor", instance=instance, start_timeout_s=start_timeout_s

@@ -96,7 +96,7 @@ class Keeper:
         if ref is not None:
             ref.terminate()
             try:
-                async with asyncio.timeout(STOP_TIMEOUT_S):
+                async with asyncio.timeout(self._config.patient_s(STOP_TIMEOUT_S)):
                     await wait_gone(ref)
             except TimeoutError:
                 log.warning("role.killed", role_name=role, pid=ref.pid)

@@ -130,7 +130,7 @@ async def start(config: Config, clock: Clock) -> None:
     keeper = running(config, SUPERVISOR) or spawn_detached(
         role_argv(SUPERVISOR), log=log_file(config, SUPERVISOR), env=role_env(config)
     )
-    ready_timeout_s = READY_TIMEOUT_S * config.patience
+    ready_timeout_s = config.patient_s(READY_TIMEOUT_S)
     deadline = clock.monotonic_s() + ready_timeout_s
     for role in Role:
         while not await is_healthy(config, role):
@@ -161,19 +161,20 @@ async def stop(config: Config) -> None:
     """
     keeper = running(config, SUPERVISOR)
     if keeper is not None:
-        await _end(keeper)
+        await _end(keeper, config)
     for role in reversed(Role):
         ref = running(config, role)
         if ref is not None:
-            await _end(ref)
+            await _end(ref, config)
     if config.node_dir.is_dir():
-        await run([*role_argv(Role.NODE), "--end-all"], env=role_env(config), timeout_s=STOP_TIMEOUT_S * 2)
+        timeout_s = config.patient_s(STOP_TIMEOUT_S * 2)
+        await run([*role_argv(Role.NODE), "--end-all"], env=role_env(config), timeout_s=timeout_s)
 
 
-async def _end(ref: ProcessRef) -> None:
+async def _end(ref: ProcessRef, config: Config) -> None:
     ref.terminate()
     try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
+        async with asyncio.timeout(config.patient_s(STOP_TIMEOUT_S)):
             await wait_gone(ref)
     except TimeoutError:
         ref.kill()

@@ -102,7 +102,7 @@ async def is_healthy(config: Config, role: Role) -> bool:
         return True
     url = health_url(config, role)
     try:
-        async with httpx.AsyncClient(timeout=HEALTH_TIMEOUT_S, trust_env=False) as client_http:
+        async with httpx.AsyncClient(timeout=config.patient_s(HEALTH_TIMEOUT_S), trust_env=False) as client_http:
             return (await client_http.get(url)).is_success
     except httpx.HTTPError:
         return False

@@ -14,10 +14,12 @@ from tests.real.node.harness import NodeUnderTest, node_under_test, write_small_
 from tests.support.instance import CACHE, free_prefix
 from tests.support.leaks import LeakCheck
 from tests.support.runtimes import missing_runtime
+from tests.support.wait import SLOWNESS
 
 RUNTIMES = [
     pytest.param(RuntimeName.GVISOR, marks=pytest.mark.needs_runsc),
     pytest.param(RuntimeName.CONTAINER, marks=pytest.mark.needs_container),
+    pytest.param(RuntimeName.FIRECRACKER, marks=pytest.mark.needs_kvm),
 ]
 
 
@@ -47,5 +49,5 @@ async def node(data_dir: Path, runtime: RuntimeName) -> AsyncIterator[NodeUnderT
     (data_dir / "templates").mkdir()
     write_small_image(data_dir / "templates")
     settings = {"runtime": runtime, "network_prefix": free_prefix(), "slot_count": 8, "warm_count": 0}
-    async with node_under_test(data_dir, **settings) as node:
+    async with node_under_test(data_dir, **settings, patience=SLOWNESS) as node:
         yield node

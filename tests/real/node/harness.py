@@ -25,7 +25,7 @@ from firebrick.model.machine import Limits
 from firebrick.rpc.node_api import NodeSandbox, StartSandbox
 from firebrick.rpc.node_client import GrpcNodeClient
 from tests.support.environment import clean_environ
-from tests.support.wait import wait_for
+from tests.support.wait import SLOWNESS, wait_for
 
 PROGRAMS = (
     "bash", "sh", "id", "cat", "sleep", "env", "echo", "hostname", "head", "ls", "kill", "mount", "nproc", "rm",
@@ -123,7 +123,7 @@ async def node_under_test(data_dir: Path, **settings: Any) -> AsyncIterator[Node
     """A started node; at the end everything it runs is ended the way `firebrick down` does it."""
     env = clean_environ() | {f"FIREBRICK_{key.upper()}": str(value) for key, value in settings.items()}
     env["FIREBRICK_DATA_DIR"] = str(data_dir)
-    client = GrpcNodeClient(f"unix:{data_dir}/run/node.sock")
+    client = GrpcNodeClient(f"unix:{data_dir}/run/node.sock", patience=SLOWNESS)
     node = NodeUnderTest(data_dir=data_dir, env=env, client=client)
     try:
         await node.start()
@@ -157,7 +157,7 @@ async def run_in(sandbox: NodeSandbox, command: str, *, user: str = "user") -> t
         "Authorization": "Basic " + base64.b64encode(f"{user}:".encode()).decode(),
     }
     url = f"http://{sandbox.address}:{AGENT_PORT}/process.Process/Start"
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=30 * SLOWNESS) as http:
         answer = await http.post(url, headers=headers, content=struct.pack(">BI", 0, len(message)) + message)
     assert answer.status_code == 200, answer.text
     output, code = "", -1

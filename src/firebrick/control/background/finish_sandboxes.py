@@ -37,6 +37,7 @@ class FinishSandboxes:
         self._platform = platform
         self._born_at = born_at
         self._is_only_one = is_only_one
+        self._abandoned_s = platform.config.patient_s(CREATE_ABANDONED_S)
         self._limit = asyncio.Semaphore(CONCURRENCY)
         self._waiting: dict[SandboxId, str] = {}
         self._seen_s: dict[tuple[SandboxId, int], float] = {}
@@ -78,7 +79,7 @@ class FinishSandboxes:
         platform = self._platform
         now_s = platform.clock.monotonic_s()
         since_s = self._seen_s.setdefault((row.sandbox_id, row.generation), now_s)
-        if row.sandbox_id in platform.at_work or not (self._is_only_one or now_s - since_s > CREATE_ABANDONED_S):
+        if row.sandbox_id in platform.at_work or not (self._is_only_one or now_s - since_s > self._abandoned_s):
             return False
         async with platform.database.read() as tx:
             current = await sandbox_fetch(tx, row.sandbox_id)
@@ -88,7 +89,7 @@ class FinishSandboxes:
         """A create whose process is dead, or whose undo failed here, as all writes do while the disk is full."""
         if self._is_only_one and (row.created_at < self._born_at or await self._is_left(row)):
             return True
-        return row.created_at < self._platform.clock.now() - timedelta(seconds=CREATE_ABANDONED_S)
+        return row.created_at < self._platform.clock.now() - timedelta(seconds=self._abandoned_s)
 
     async def _finish(self, row: Sandbox, how: Callable[[Platform, Sandbox], Awaitable[None]]) -> None:
         async with self._limit:

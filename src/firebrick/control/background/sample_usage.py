@@ -51,7 +51,7 @@ class SampleUsage:
     async def _read(self, sandbox: Sandbox) -> SandboxUsage | None:
         async with self._limit:
             try:
-                async with asyncio.timeout(READ_TIMEOUT_S):
+                async with asyncio.timeout(self._platform.config.patient_s(READ_TIMEOUT_S)):
                     return await self._platform.nodes.client(sandbox.node_id).read_usage(sandbox.sandbox_id)
             except (FirebrickError, TimeoutError):
                 # A gap in a series is its own report; node health is watched by `sync_nodes`.

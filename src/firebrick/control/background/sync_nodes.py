@@ -65,7 +65,7 @@ class SyncNodes:
         if not await self._platform.nodes.refresh_one(node_id):
             return False
         try:
-            async with asyncio.timeout(LIST_TIMEOUT_S):
+            async with asyncio.timeout(self._platform.config.patient_s(LIST_TIMEOUT_S)):
                 await self._compare(node_id)
         except (Unavailable, TimeoutError):
             return False

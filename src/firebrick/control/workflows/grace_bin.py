@@ -85,7 +85,7 @@ async def _close_once(entry: BinEntry) -> bool:
 async def _discard(entry: BinEntry) -> None:
     client = entry.platform.nodes.client(entry.sandbox.node_id)
     try:
-        async with asyncio.timeout(DISCARD_TIMEOUT_S):
+        async with asyncio.timeout(entry.platform.config.patient_s(DISCARD_TIMEOUT_S)):
             await client.discard_sandbox(entry.sandbox.sandbox_id)
     except NotFound:
         return

@@ -133,7 +133,7 @@ async def _undo_reserve(create: SandboxCreate) -> None:
 async def _start(create: SandboxCreate) -> None:
     sandbox, platform = create.sandbox, create.platform
     request = start_request(platform, sandbox)
-    deadline_s = START_DEADLINE_S * platform.config.patience
+    deadline_s = platform.config.patient_s(START_DEADLINE_S)
     try:
         async with asyncio.timeout(deadline_s):
             create.started = await platform.nodes.client(sandbox.node_id).start_sandbox(request)

@@ -106,7 +106,7 @@ async def _stop(kill: SandboxKill) -> None:
     if sandbox is None or sandbox.state is not SandboxState.ENDING or sandbox.node_id is None:
         return
     try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
+        async with asyncio.timeout(kill.platform.config.patient_s(STOP_TIMEOUT_S)):
             client = kill.platform.nodes.client(sandbox.node_id)
             await client.kill_sandbox(sandbox.sandbox_id, keep_disk=_is_binned(kill.platform, sandbox))
     except TimeoutError as exc:

@@ -105,11 +105,12 @@ async def _freeze(pause: SandboxPause) -> None:
     request = PauseSandbox(
         sandbox_id=pause.sandbox_id, keep_memory=pause.keep_memory, require_healthy=pause.require_healthy
     )
+    deadline_s = pause.platform.config.patient_s(FREEZE_TIMEOUT_S)
     try:
-        async with asyncio.timeout(FREEZE_TIMEOUT_S):
+        async with asyncio.timeout(deadline_s):
             pause.frozen = await client.pause_sandbox(request)
     except TimeoutError as exc:
-        raise DeadlineExceeded(f"The sandbox was not paused within {FREEZE_TIMEOUT_S:.0f} seconds.") from exc
+        raise DeadlineExceeded(f"The sandbox was not paused within {deadline_s:.0f} seconds.") from exc
     except (Unavailable, DeadlineExceeded):
         raise
     except WrongState as exc:

@@ -98,7 +98,7 @@ async def _settle_back_once(resume: SandboxResume) -> bool:
 async def _start(resume: SandboxResume) -> None:
     platform, sandbox = resume.platform, resume.sandbox
     request = replace(start_request(platform, sandbox), keep_memory=resume.keep_memory)
-    deadline_s = START_DEADLINE_S * platform.config.patience
+    deadline_s = platform.config.patient_s(START_DEADLINE_S)
     try:
         async with asyncio.timeout(deadline_s):
             resume.started = await platform.nodes.client(sandbox.node_id).resume_sandbox(request)
@@ -112,7 +112,7 @@ async def _start(resume: SandboxResume) -> None:
 async def _undo_start(resume: SandboxResume) -> None:
     client = resume.platform.nodes.client(resume.sandbox.node_id)
     try:
-        async with asyncio.timeout(PAUSE_AGAIN_TIMEOUT_S):
+        async with asyncio.timeout(resume.platform.config.patient_s(PAUSE_AGAIN_TIMEOUT_S)):
             paused = await client.pause_sandbox(PauseSandbox(sandbox_id=resume.sandbox.sandbox_id, keep_memory=True))
     except TimeoutError as exc:
         raise DeadlineExceeded("The sandbox was not paused again in time.") from exc

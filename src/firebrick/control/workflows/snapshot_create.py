@@ -67,13 +67,14 @@ async def _undo_record(create: SnapshotCreate) -> None:
 
 async def _take(create: SnapshotCreate) -> None:
     client = create.platform.nodes.client(create.source.node_id)
+    deadline_s = create.platform.config.patient_s(TAKE_TIMEOUT_S)
     try:
-        async with asyncio.timeout(TAKE_TIMEOUT_S):
+        async with asyncio.timeout(deadline_s):
             create.taken = await client.snapshot_sandbox(
                 create.source.sandbox_id, create.snapshot.snapshot_id, keep_memory=create.keep_memory
             )
     except TimeoutError as exc:
-        raise DeadlineExceeded(f"The snapshot was not taken within {TAKE_TIMEOUT_S:.0f} seconds. Try again.") from exc
+        raise DeadlineExceeded(f"The snapshot was not taken within {deadline_s:.0f} seconds. Try again.") from exc
     except NotFound as exc:
         raise NotFound(f"Sandbox {create.source.sandbox_id} ended before its snapshot was taken.") from exc
 

@@ -27,7 +27,7 @@ class SnapshotDelete:
 
 async def _remove(delete: SnapshotDelete) -> None:
     try:
-        async with asyncio.timeout(REMOVE_TIMEOUT_S):
+        async with asyncio.timeout(delete.platform.config.patient_s(REMOVE_TIMEOUT_S)):
             client = delete.platform.nodes.client(delete.snapshot.node_id)
             await client.delete_snapshot(delete.snapshot.snapshot_id)
     except NotFound:
