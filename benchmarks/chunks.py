@@ -93,10 +93,10 @@ async def measure(size_kib: int, before: Path, after: Path, directory: Path, rou
         await local.open()
         store = ChunkStore(local, SystemClock(), chunk_bytes=size_kib << 10)
         target = directory / "loaded"
-        times["save"].append(await cpu_s(store.save("before", before, {})))
-        times["delta"].append(await cpu_s(store.save("after", after, {})))
+        times["save"].append(await cpu_s(store.save("before", {"disk": before}, {})))
+        times["delta"].append(await cpu_s(store.save("after", {"disk": after}, {})))
         times["load"].append(await cpu_s(store.load("after", target)))
-        target.unlink()
+        shutil.rmtree(target)
         first, second = await store.manifest("before"), await store.manifest("after")
         shutil.rmtree(blobs)
     least = {name: min(values) for name, values in times.items()}

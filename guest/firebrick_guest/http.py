@@ -216,6 +216,12 @@ class Exchange:
         connection.transport.resume_reading()
         return connection.transport, early
 
+    def drop_others(self) -> None:
+        """Cut every connection but this request's."""
+        for connection in list(self._connection.server.connections):
+            if connection is not self._connection:
+                connection.transport.abort()
+
     def _begin(self, status: int, headers: str, body: bytes) -> None:
         self.is_answered = True
         closing = "" if self.keep_alive else "Connection: close\r\n"
@@ -236,7 +242,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, server: "HttpServer") -> None:
-        self._server = server
+        self.server = server
         self._loop = server.loop
         self.buffer = bytearray()
         self.read_ahead_bytes = READ_AHEAD_BYTES
@@ -256,7 +262,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
-        server = self._server
+        server = self.server
         own = transport.get_extra_info("peername")[0] == transport.get_extra_info("sockname")[0]
         if len(server.connections) >= MAX_CONNECTIONS or (own and server.own_count >= MAX_OWN_CONNECTIONS):
             server.refused()
@@ -364,14 +370,14 @@ class Connection(asyncio.Protocol):
             # The client went away or the server closes: nobody is left to be told.
             self.transport.abort()
         finally:
-            self._server.connections.discard(self)
-            self._server.own_count -= self._is_own
+            self.server.connections.discard(self)
+            self.server.own_count -= self._is_own
             self.transport.close()
 
     async def _one(self, exchange: Exchange) -> bool:
         """Handle one request; True when the connection may carry another."""
         try:
-            await self._server.handler(exchange)
+            await self.server.handler(exchange)
         except HttpError as exc:
             if exchange.is_answered:
                 self.transport.abort()

@@ -33,7 +33,7 @@ class InitRoute:
     def _apply(self, body: dict[str, object]) -> None:
         """Everything is read and checked before anything is changed."""
         settings = self._settings
-        told_at_ns = _nanoseconds(text(body, "timestamp"))
+        told_at_ns = nanoseconds(text(body, "timestamp"))
         env = settings.checked_env(text_map(body, "envVars"))
         metadata = text_map(body, "metadata")
         access_token = text(body, "accessToken")
@@ -69,15 +69,21 @@ class InitRoute:
                 socket.sethostname(hostname)
         except OSError as exc:
             self._log.add("debug", "the host name is not ours to set", reason=exc.strerror)
-        try:
-            if told_at_ns and abs(time.time_ns() - told_at_ns) > CLOCK_SLACK_NS:
-                time.clock_settime_ns(time.CLOCK_REALTIME, told_at_ns)
-        except OSError as exc:
-            # Where the kernel is shared the clock is the host's, and right.
-            self._log.add("debug", "the clock is not ours to set", reason=exc.strerror)
+        set_clock(told_at_ns, self._log)
 
 
-def _nanoseconds(timestamp: str) -> int:
+def set_clock(told_at_ns: int, log: EventLog) -> None:
+    """Make it this time of day, nanoseconds since 1970, where the clock is ours; 0 is not told."""
+    if os.getpid() != 1 or not told_at_ns or abs(time.time_ns() - told_at_ns) <= CLOCK_SLACK_NS:
+        return
+    try:
+        time.clock_settime_ns(time.CLOCK_REALTIME, told_at_ns)
+    except OSError as exc:
+        # Where the kernel is shared the clock is the host's, and right.
+        log.add("debug", "the clock is not ours to set", reason=exc.strerror)
+
+
+def nanoseconds(timestamp: str) -> int:
     """RFC 3339 in UTC, up to nanoseconds; 0 for an empty one. Raises ConnectError."""
     if not timestamp:
         return 0

@@ -5,12 +5,14 @@ stopped stays stopped. Children go on before their parents, so that no shell see
 """
 
 import asyncio
+import math
 import os
 import signal
 
 HOLD_S = 30.0
 """Nobody needs longer between an export and the freeze; then a host that forgot us must not keep them stopped."""
 
+TICK_S = 1.0
 ROUNDS = 20
 
 
@@ -19,6 +21,11 @@ class Quiet:
         self._stopped: dict[int, int] = {}
         """Parent by process."""
         self._timer: asyncio.TimerHandle | None = None
+        self._ticks_left = 0
+
+    @property
+    def is_held(self) -> bool:
+        return self._timer is not None
 
     def stop(self) -> None:
         """Until `go_on`. Processes that are born meanwhile are found by looking again."""
@@ -35,10 +42,22 @@ class Quiet:
             if not fresh:
                 return
 
-    def hold(self) -> None:
-        """Stay stopped until `go_on`, or for HOLD_S of our own time."""
+    def hold(self, for_s: float = HOLD_S) -> None:
+        """Stay stopped until `go_on`, or for so long.
+
+        Counted in ticks, each of which we must live to see: a clock that jumps, because the machine stood still or went
+        on from saved memory, brings the end nearer by one of them at most.
+        """
         self._cancel()
-        self._timer = asyncio.get_running_loop().call_later(HOLD_S, self.go_on)
+        self._ticks_left = math.ceil(for_s / TICK_S)
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticks_left -= 1
+        if self._ticks_left <= 0:
+            self.go_on()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def go_on(self) -> None:
         """Idempotent."""

@@ -25,12 +25,14 @@ from firebrick_guest.limits import LimitWatch
 from firebrick_guest.logs import EventLog
 from firebrick_guest.metrics import Metrics
 from firebrick_guest.process_rpc import ProcessService
-from firebrick_guest.quiet import Quiet
+from firebrick_guest.quiet import HOLD_S, Quiet
+from firebrick_guest.renew import RenewRoute
 from firebrick_guest.settings import Settings
 from firebrick_guest.watch_rpc import WatchService
 from firebrick_guest.watching import Watches
 
 MAX_LOG_COUNT = 1000
+MAX_HOLD_S = 3600
 PORT_PREFIX = "/firebrick/port/"
 
 
@@ -68,9 +70,11 @@ class Routes:
         self.client_streams: dict[str, ClientStreamHandler] = {"/process.Process/StreamInput": processes.stream_input}
         self._quiet = Quiet()
         self._disk = DiskRoutes(self._quiet)
+        self._renew = RenewRoute(settings, self._quiet, log)
         self.control = {
             ("POST", "/init"), ("GET", "/firebrick/logs"), ("POST", "/firebrick/go-on"),
             ("POST", "/firebrick/flush"), ("GET", "/firebrick/disk"), ("PUT", "/firebrick/disk"),
+            ("POST", "/firebrick/hold"), ("POST", "/firebrick/renew"),
         }  # fmt: skip
         self.plain = {("GET", "/metrics"), ("GET", "/envs"), ("GET", "/files"), ("POST", "/files")}
 
@@ -112,11 +116,28 @@ class Routes:
         elif path == "/firebrick/flush":
             await asyncio.get_running_loop().run_in_executor(None, os.sync)
             exchange.answer(204)
+        elif path == "/firebrick/hold":
+            await self._hold(exchange)
+        elif path == "/firebrick/renew":
+            await self._renew.serve(exchange)
         elif path == "/firebrick/disk":
             await (self._disk.export(exchange) if method == "GET" else self._disk.take(exchange))
         else:
             since, limit = _count(exchange, "since", 0), _count(exchange, "limit", MAX_LOG_COUNT)
             exchange.answer_json(200, self._log.read(since, min(limit, MAX_LOG_COUNT)))
+
+    async def _hold(self, exchange: Exchange) -> None:
+        """Stop everything else, then bring what was written to the disk: afterwards nothing is written any more. The
+        time counts from the answer."""
+        for_s = _count(exchange, "for", int(HOLD_S))
+        self._quiet.stop()
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, os.sync)
+        except BaseException:
+            self._quiet.go_on()
+            raise
+        self._quiet.hold(min(for_s, MAX_HOLD_S))
+        exchange.answer(204)
 
     async def _serve_client(self, exchange: Exchange) -> None:
         head = exchange.head

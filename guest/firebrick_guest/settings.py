@@ -15,6 +15,11 @@ class Settings:
         self.control_token = control_token
         self.accounts = accounts
         self.search_path = path or FALLBACK_PATH
+        self.told_at_ns = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Be nobody's: closed, until the next /init."""
         self.is_ready = False
         self.env: dict[str, str] = {}
         self.access_token = ""
@@ -23,7 +28,6 @@ class Settings:
         self.sandbox_id = ""
         self.template_id = ""
         self.metadata: dict[str, str] = {}
-        self.told_at_ns = 0
 
     def user(self, name: str | None) -> User:
         """The named user, or the default one. Raises ConnectError `unauthenticated`."""

@@ -1,8 +1,9 @@
 """Files as content-addressed chunks: `chunks/ab/<sha256>` and, written last, `manifests/<name>`.
 
-A file is cut at fixed places, because what is stored are disk images, which change in place; holes and zeros are not
-stored. A chunk's name is the checksum of its bytes before zstd, so equal chunks of any two files are one, a delta needs
-no ancestor, and what is read is proven. A manifest names its chunks and carries a checksum of itself.
+A manifest has one file or several that belong together, as a disk and the memory of the same moment. A file is cut at
+fixed places, because what is stored are disk images, which change in place; holes and zeros are not stored. A chunk's
+name is the checksum of its bytes before zstd, so equal chunks of any two files are one, a delta needs no ancestor, and
+what is read is proven. A manifest names its chunks and carries a checksum of itself.
 
 Sweeping is safe beside savers: a chunk that an unfinished save of this process has named is never deleted, nor one that
 anybody put within the grace.
@@ -12,7 +13,9 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -38,6 +41,11 @@ GRACE = timedelta(hours=1)
 AT_ONCE_COUNT = 4
 """Chunks in memory and in work at the same time."""
 
+VERSION = 2
+FIRST_FILE = "disk"
+"""What the only file of a manifest is called that was written before there could be several."""
+
+_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*(/[a-z0-9_][a-z0-9_.-]*)*\Z")
 _MANIFESTS = "manifests/"
 _CHUNKS = "chunks/"
 
@@ -60,16 +68,29 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """`size_bytes` with holes; `stored_bytes`: what this save added to the store, packed; `chunk_bytes`: where it was
-    cut; `about`: the owner's own."""
+class StoredFile:
+    """`name`: a path relative to where it is loaded; `size_bytes` with holes."""
 
     name: str
     size_bytes: int
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """`stored_bytes`: what this save added to the store, packed; `chunk_bytes`: where files were cut; `about`: the
+    owner's own."""
+
+    name: str
     stored_bytes: int
     chunk_bytes: int
-    chunks: tuple[Chunk, ...]
+    files: tuple[StoredFile, ...]
     about: dict[str, Any]
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Of all its files."""
+        return tuple(chunk for file in self.files for chunk in file.chunks)
 
 
 class ChunkStore:
@@ -84,24 +105,17 @@ class ChunkStore:
         self._sweep_lock = asyncio.Lock()
         self._named_meanwhile: set[str] = set()
 
-    async def save(self, name: str, source: Path, about: dict[str, Any]) -> Manifest:
-        """Store a file that does not change meanwhile; its manifest is there when this returns and not before.
-        Repeating it replaces the manifest. Raises BlobsFailed, OSError; then only chunks for the sweep are left."""
+    async def save(self, name: str, sources: Mapping[str, Path], about: dict[str, Any]) -> Manifest:
+        """Store files, by the names they shall have, that do not change meanwhile; the manifest is there when this
+        returns and not before. Repeating it replaces the manifest. Raises BlobsFailed, OSError; then only chunks for
+        the sweep are left."""
         named: set[str] = set()
         self._saves.append(named)
-        chunks: list[Chunk] = []
-        added_bytes = 0
         try:
-            pieces = _pieces(source, self._chunk_bytes)
-            while batch := await asyncio.to_thread(_take, pieces):
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._save_chunk(piece, named)) for piece in batch]
-                for chunk, size_bytes in (task.result() for task in tasks):
-                    chunks.append(chunk)
-                    added_bytes += size_bytes
+            saved = [await self._save_file(file, source, named) for file, source in sources.items()]
             manifest = Manifest(
-                name=name, size_bytes=source.stat().st_size, stored_bytes=added_bytes, chunk_bytes=self._chunk_bytes,
-                chunks=tuple(chunks), about=about,
+                name=name, stored_bytes=sum(added_bytes for _, added_bytes in saved), chunk_bytes=self._chunk_bytes,
+                files=tuple(file for file, _ in saved), about=about,
             )  # fmt: skip
             await self._blobs.flush()
             await self._blobs.put(_MANIFESTS + name, encode_manifest(manifest))
@@ -114,22 +128,20 @@ class ChunkStore:
         """Raises BlobMissing, DamagedBlob, BlobsFailed."""
         return decode_manifest(name, await self._blobs.get(_MANIFESTS + name))
 
-    async def load(self, name: str, target: Path) -> Manifest:
-        """Write the file anew, with its holes. Raises DamagedBlob, BlobMissing, BlobsFailed, OSError; then `target` is
-        not there."""
+    async def load(self, name: str, directory: Path) -> Manifest:
+        """Write the files into a new directory, with their holes. Raises DamagedBlob, BlobMissing, BlobsFailed,
+        OSError; then the directory is not there."""
         manifest = await self.manifest(name)
-        with target.open("xb") as file:
-            try:
-                os.ftruncate(file.fileno(), manifest.size_bytes)
-                for first in range(0, len(manifest.chunks), AT_ONCE_COUNT):
-                    async with asyncio.TaskGroup() as group:
-                        for chunk in manifest.chunks[first : first + AT_ONCE_COUNT]:
-                            group.create_task(self._load_chunk(manifest, chunk, file.fileno()))
-            except BaseException as exc:
-                target.unlink()
-                if isinstance(exc, BaseExceptionGroup):
-                    raise exc.exceptions[0] from exc
-                raise
+        directory.mkdir(mode=0o700)
+        try:
+            for stored in manifest.files:
+                (directory / stored.name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                await self._load_file(manifest, stored, directory / stored.name)
+        except BaseException as exc:
+            await asyncio.to_thread(shutil.rmtree, directory)
+            if isinstance(exc, BaseExceptionGroup):
+                raise exc.exceptions[0] from exc
+            raise
         return manifest
 
     async def names(self) -> list[str]:
@@ -161,6 +173,26 @@ class ChunkStore:
                     await self._blobs.delete(info.key)
                     freed_bytes += info.size_bytes
             return freed_bytes
+
+    async def _save_file(self, name: str, source: Path, named: set[str]) -> tuple[StoredFile, int]:
+        chunks: list[Chunk] = []
+        added_bytes = 0
+        pieces = _pieces(source, self._chunk_bytes)
+        while batch := await asyncio.to_thread(_take, pieces):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._save_chunk(piece, named)) for piece in batch]
+            for chunk, size_bytes in (task.result() for task in tasks):
+                chunks.append(chunk)
+                added_bytes += size_bytes
+        return StoredFile(name=name, size_bytes=source.stat().st_size, chunks=tuple(chunks)), added_bytes
+
+    async def _load_file(self, manifest: Manifest, stored: StoredFile, target: Path) -> None:
+        with target.open("xb") as file:
+            os.ftruncate(file.fileno(), stored.size_bytes)
+            for first in range(0, len(stored.chunks), AT_ONCE_COUNT):
+                async with asyncio.TaskGroup() as group:
+                    for chunk in stored.chunks[first : first + AT_ONCE_COUNT]:
+                        group.create_task(self._load_chunk(manifest, chunk, file.fileno()))
 
     async def _save_chunk(self, piece: tuple[int, bytes], named: set[str]) -> tuple[Chunk, int]:
         index, data = piece
@@ -226,11 +258,17 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """A line with the checksum of the rest, and the rest as JSON."""
     rest = json.dumps(
         {
-            "version": 1,
-            "size_bytes": manifest.size_bytes,
+            "version": VERSION,
             "stored_bytes": manifest.stored_bytes,
             "chunk_bytes": manifest.chunk_bytes,
-            "chunks": [[chunk.index, chunk.sha256, chunk.size_bytes] for chunk in manifest.chunks],
+            "files": [
+                {
+                    "name": file.name,
+                    "size_bytes": file.size_bytes,
+                    "chunks": [[chunk.index, chunk.sha256, chunk.size_bytes] for chunk in file.chunks],
+                }
+                for file in manifest.files
+            ],
             "about": manifest.about,
         }
     ).encode()
@@ -243,12 +281,21 @@ def decode_manifest(name: str, data: bytes) -> Manifest:
     try:
         raw = json.loads(rest) if _digest(rest).encode() == checksum else None
         least, most = CHUNK_BOUNDS_BYTES
-        if raw is None or raw["version"] != 1 or not least <= raw["chunk_bytes"] <= most:
+        if raw is None or raw["version"] not in (1, VERSION) or not least <= raw["chunk_bytes"] <= most:
             raise ValueError("not a manifest of this version")
-        chunks = tuple(Chunk(index=index, sha256=sha, size_bytes=size) for index, sha, size in raw["chunks"])
+        files = raw["files"] if raw["version"] == VERSION else [raw | {"name": FIRST_FILE}]
         return Manifest(
-            name=name, size_bytes=raw["size_bytes"], stored_bytes=raw["stored_bytes"], chunk_bytes=raw["chunk_bytes"],
-            chunks=chunks, about=raw["about"],
+            name=name, stored_bytes=raw["stored_bytes"], chunk_bytes=raw["chunk_bytes"],
+            files=tuple(_stored_file(file) for file in files), about=raw["about"],
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as exc:
         raise DamagedBlob(f"The manifest of '{name}' is damaged.", detail=str(exc)) from exc
+
+
+def _stored_file(raw: dict[str, Any]) -> StoredFile:
+    """Raises ValueError, KeyError, TypeError."""
+    # It becomes a path, and a manifest may come from elsewhere.
+    if not _NAME.match(raw["name"]):
+        raise ValueError("a file's name is no path below a directory")
+    chunks = tuple(Chunk(index=index, sha256=sha, size_bytes=size) for index, sha, size in raw["chunks"])
+    return StoredFile(name=raw["name"], size_bytes=raw["size_bytes"], chunks=chunks)

@@ -40,6 +40,17 @@ class GuestInit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRenewal:
+    """What a machine must learn that goes on from saved memory. `control_token`: its own from now on; `entropy`: 64 to
+    512 bytes of the host's that nothing else is ever given; `is_other`: another sandbox goes on than was saved."""
+
+    control_token: str = field(repr=False)
+    timestamp: datetime
+    entropy: bytes = field(repr=False)
+    is_other: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestLogEntry:
     """One event of the guest agent's own log; `seq` grows by one for each."""
 
@@ -81,8 +92,20 @@ class GuestLink(Protocol):
         """Bring what was written inside to the machine's disk, where it has a kernel of its own. Raises GuestSilent."""
         ...
 
+    async def hold(self, *, for_s: float, timeout_s: float) -> None:
+        """Stop all other processes inside, then `flush`: afterwards nothing is written. They stay stopped until
+        `go_on`, an `init`, or `for_s` that the machine has lived through. Raises GuestSilent; they may be stopped."""
+        ...
+
+    async def renew(self, renewal: GuestRenewal, *, timeout_s: float) -> None:
+        """Give a machine that goes on from saved memory what it must not share: control token, randomness, time. Of
+        another sandbox than was saved it forgets all settings. The link is asked with the token that was saved and is
+        of no use afterwards. Raises GuestSilent: it is not what it must be, and nothing inside may go on; also when its
+        processes were not held, so that they may have run already."""
+        ...
+
     async def go_on(self) -> None:
-        """Let processes run that an export holds. Never fails: they would go on by themselves."""
+        """Let processes run that an export or `hold` stopped. Never fails: they would go on by themselves."""
         ...
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ speak to our own agent, which frames every answer of its control routes with a C
 
 import asyncio
 import json
+import math
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from firebrick.guestlink.base import (
     MAX_LOG_ENTRIES,
     GuestInit,
     GuestLogEntry,
+    GuestRenewal,
     GuestSilent,
 )
 from firebrick.guestlink.disk_stream import receive_disk, send_disk
@@ -81,6 +84,16 @@ class HttpGuestLink:
 
     async def flush(self, *, timeout_s: float) -> None:
         await self._ask("POST", "/firebrick/flush", None, timeout_s=timeout_s)
+
+    async def hold(self, *, for_s: float, timeout_s: float) -> None:
+        await self._ask("POST", f"/firebrick/hold?for={math.ceil(for_s)}", None, timeout_s=timeout_s)
+
+    async def renew(self, renewal: GuestRenewal, *, timeout_s: float) -> None:
+        try:
+            answer = await self._ask("POST", "/firebrick/renew", encode_renewal(renewal), timeout_s=timeout_s)
+        finally:
+            self.close()
+        check_renewal(answer)
 
     async def go_on(self) -> None:
         try:
@@ -156,6 +169,31 @@ def encode_init(settings: GuestInit) -> bytes:
         "open": True if not settings.access_token else None,
     }
     return json.dumps({key: value for key, value in body.items() if value is not None}).encode()
+
+
+def encode_renewal(renewal: GuestRenewal) -> bytes:
+    """The body of POST /firebrick/renew."""
+    return json.dumps(
+        {
+            "controlToken": renewal.control_token,
+            "timestamp": renewal.timestamp.isoformat().replace("+00:00", "Z"),
+            "entropy": b64encode(renewal.entropy).decode(),
+            "other": renewal.is_other,
+        }
+    ).encode()
+
+
+def check_renewal(body: bytes) -> None:
+    """Raises GuestSilent unless the answer says that its kernel has new randomness and its processes stood still."""
+    try:
+        answer = json.loads(body)
+        is_random, was_held = answer["randomness"] is True, answer["held"] is True
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise GuestSilent("The guest agent's answer to its renewal makes no sense.", detail=repr(exc)[:200]) from exc
+    if not is_random:
+        raise GuestSilent("The machine took no new randomness, so it may not go on from its memory.")
+    if not was_held:
+        raise GuestSilent("Processes of the machine ran on before it was renewed, so it may not go on from its memory.")
 
 
 def decode_logs(body: bytes, since: int) -> tuple[tuple[GuestLogEntry, ...], int]:

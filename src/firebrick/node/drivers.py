@@ -70,7 +70,8 @@ class NodeDrivers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """`offered` are the runtimes for new sandboxes, strongest first; `always_hot` get warm machines unasked."""
+    """`offered` are the runtimes for new sandboxes, strongest first; `always_hot` get warm machines unasked;
+    `reclaim_after_s`: how often is looked for pauses whose memory can be given back."""
 
     node_id: NodeId
     node_dir: Path
@@ -82,6 +83,7 @@ class NodeSettings:
     warm_count: int
     warm_memory_mib: int
     patience: float = 1.0
+    reclaim_after_s: float = 60.0
     always_hot: tuple[WarmKey, ...] = ()
     ended_logs_kept_s: float = 48 * 3600.0
     ended_logs_bytes: int = 1 << 30

@@ -1,6 +1,6 @@
-"""Sandboxes of which only the disk is here: paused without memory, or killed and in the grace bin.
+"""Sandboxes of which only files are here: paused, without memory or with it, or killed and in the grace bin.
 
-Each is a machine's record in state `kept`, and the file that its driver or its guest agent left.
+Each is a machine's record in state `kept`, the file that its driver or its guest agent left, and maybe its memory.
 """
 
 import asyncio
@@ -15,6 +15,14 @@ from firebrick.model.machine import RuntimeName
 from firebrick.node.drivers import NodeDrivers
 from firebrick.node.machine import DiskSource, archive_of
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
+from firebrick.node.saved_memory import (
+    SavedMemory,
+    drop_memory,
+    memory_bytes,
+    memory_of,
+    refusal_of,
+    share_memory,
+)
 from firebrick.rpc.node_api import NodeSandbox, NodeSandboxState
 from firebrick.runtimes.base import Capability
 
@@ -62,21 +70,58 @@ class KeptDisks:
 
     def sandboxes(self) -> Iterator[NodeSandbox]:
         records: Iterable[MachineRecord] = self._kept.values()
-        return (sandbox for record in records if (sandbox := sandbox_of(record)) is not None)
+        kept = (sandbox_of(record, keeps_memory=record.has_memory) for record in records)
+        return (sandbox for sandbox in kept if sandbox is not None)
 
-    def source(self, record: MachineRecord) -> DiskSource:
+    async def source(self, record: MachineRecord, *, keep_memory: bool) -> DiskSource:
         """What a new machine begins with to become this sandbox again."""
         if self._writes_inside(record.runtime):
-            return DiskSource(path=archive_of(self._records.directory(record.machine_id)))
-        disk = self._drivers.rootfs.disk(record.machine_id)
-        return DiskSource(path=disk, shares=True, is_clean=record.is_clean)
+            return DiskSource(path=self._disk(record))
+        memory, note = None, ""
+        if record.has_memory and keep_memory:
+            note = await self._refusal(record)
+            memory = self._memory(record) if not note else None
+        # NOTE: with memory it is shared only where a stamp tells afterwards whether it was touched: a machine that
+        # fails on its way must not leave a disk that its memory knows nothing of.
+        shares = memory is None or bool(record.disk_stamp)
+        return DiskSource(path=self._disk(record), shares=shares, is_clean=record.is_clean, memory=memory, note=note)
 
-    async def capture(self, record: MachineRecord, target: Path) -> None:
-        """Copy its disk to a new file, flushed. Raises FirebrickError, OSError; then `target` is not there."""
+    async def capture(self, record: MachineRecord, place: Path, *, keep_memory: bool) -> bool:
+        """Copy its disk to `place/disk`, flushed, and share its memory as `place/memory`, if it has it and that is
+        wanted; whether it did. Raises FirebrickError, OSError; then what is in `place` is of no use."""
         if self._writes_inside(record.runtime):
-            await asyncio.to_thread(copy_file, self.source(record).path, target)
-        else:
-            await self._drivers.rootfs.capture(record.machine_id, target)
+            await asyncio.to_thread(copy_file, self._disk(record), place / "disk")
+            return False
+        await self._drivers.rootfs.capture(record.machine_id, place / "disk")
+        if not (keep_memory and record.has_memory) or await self._refusal(record):
+            return False
+        await asyncio.to_thread(share_memory, self._records.directory(record.machine_id), place)
+        return True
+
+    async def drop_memory(self, record: MachineRecord) -> MachineRecord:
+        """Give its memory up; what its record says now. Raises Internal."""
+        if not record.has_memory:
+            return record
+        cold = replace(record, has_memory=False, disk_stamp="")
+        self.change(cold)
+        await asyncio.to_thread(drop_memory, self._records.directory(record.machine_id))
+        return cold
+
+    async def _refusal(self, record: MachineRecord) -> str:
+        stamp = self._drivers.rootfs.stamp(record.machine_id)
+        return await refusal_of(self._drivers, record, self._records.directory(record.machine_id), stamp=stamp)
+
+    def _memory(self, record: MachineRecord) -> SavedMemory:
+        return SavedMemory(
+            directory=memory_of(self._records.directory(record.machine_id)),
+            control_token=record.control_token,
+            sandbox_id=record.sandbox_id,
+        )
+
+    def _disk(self, record: MachineRecord) -> Path:
+        if self._writes_inside(record.runtime):
+            return archive_of(self._records.directory(record.machine_id))
+        return self._drivers.rootfs.disk(record.machine_id)
 
     def change(self, record: MachineRecord) -> None:
         """Write what is known of it anew. Raises Internal."""
@@ -105,9 +150,10 @@ class KeptDisks:
         await asyncio.to_thread(self._records.remove, record.machine_id)
 
     def disk_bytes(self, record: MachineRecord) -> int:
-        """What its disk takes on this computer's; 0 when that cannot be told."""
+        """What its disk and its saved memory take on this computer's; 0 when that cannot be told."""
+        saved_bytes = memory_bytes(self._records.directory(record.machine_id)) if record.has_memory else 0
         try:
-            return self.source(record).path.stat().st_blocks * 512
+            return self._disk(record).stat().st_blocks * 512 + saved_bytes
         except OSError:
             return 0
 

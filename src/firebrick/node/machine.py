@@ -20,16 +20,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from firebrick.guestlink.base import GuestLink, GuestSilent
+from firebrick.guestlink.base import GuestLink, GuestRenewal, GuestSilent
 from firebrick.linux.loop import copy_file
 from firebrick.log import get_log
+from firebrick.model.egress import OPEN, Egress
 from firebrick.model.errors import Internal, WrongState
 from firebrick.model.ids import MachineId
 from firebrick.network.base import Slot
 from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
+from firebrick.node.saved_memory import SavedMemory, keeper_of, memory_of, store_memory
 from firebrick.rootfs.base import Rootfs
-from firebrick.runtimes.base import CONSOLE_NAME, Capability, Freezer, MachineSpec, Runtime
+from firebrick.runtimes.base import CONSOLE_NAME, Capability, Freezer, MachineSpec, MemoryKeeper, Runtime
 
 log = get_log("node")
 
@@ -44,6 +46,11 @@ ALIVE_TIMEOUT_S = 3.0
 """How long an agent that ran already may take to say so."""
 READY_TIMEOUT_S = 45.0
 FLUSH_TIMEOUT_S = 60.0
+HOLD_S = 30.0
+"""How long processes stay stopped beyond what the host takes to freeze them; and, in a machine that goes on from saved
+memory, until they are let go. What is waited for in between must together be less."""
+RENEW_TIMEOUT_S = 10.0
+ENTROPY_BYTES = 64
 ARCHIVE_SLACK_BYTES = 64 << 20
 _RUNTIME_DIRECTORY = "runtime"
 _FILES_DIRECTORY = "files"
@@ -52,11 +59,16 @@ _FILES_DIRECTORY = "files"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSource:
     """What a machine's disk begins with: a file of the rootfs driver's or an archive of the guest agent's, as the
-    runtime has it. `shares`: the file is a kept one and is taken over. `is_clean` False: it must be mended before."""
+    runtime has it. `shares`: the file is a kept one and is taken over. `is_clean` False: it must be mended before.
+
+    `memory`: the machine goes on from there in place of a start; then the disk is never mended. `note`: why it does not
+    although that was wanted, as a sentence for the sandbox's owner."""
 
     path: Path
     shares: bool = False
     is_clean: bool = True
+    memory: SavedMemory | None = None
+    note: str = ""
 
 
 class Machine:
@@ -72,9 +84,9 @@ class Machine:
         source: DiskSource | None = None,
     ) -> None:
         self.record = record
-        self._source = source
+        self.source = source
         self._drivers = drivers
-        self._settings = settings
+        self.settings = settings
         self._records = records
         self._link: GuestLink | None = None
         self.step_ms: dict[str, float] = {}
@@ -130,6 +142,20 @@ class Machine:
         return cast(Freezer, self.runtime) if can else None
 
     @property
+    def keeper(self) -> MemoryKeeper | None:
+        return keeper_of(self.runtime)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it began with saved memory."""
+        return self.source is not None and self.source.memory is not None
+
+    @property
+    def may_leave_memory(self) -> bool:
+        """Whether its memory can be saved as it is: frozen, its processes held."""
+        return self.keeper is not None and self.record.state is MachineState.PAUSED and self.record.is_held
+
+    @property
     def console(self) -> Path:
         return self.directory / _RUNTIME_DIRECTORY / CONSOLE_NAME
 
@@ -139,8 +165,9 @@ class Machine:
         self._records.write(changed)
         self.record = changed
 
-    async def start(self) -> None:
-        """Return when its first process runs; `wait_ready` tells when its guest agent answers.
+    async def start(self, egress: Egress = OPEN) -> None:
+        """Return when its first process runs; `wait_ready` tells when its guest agent answers. Its slot has the rules
+        `egress` before.
 
         Raises: whatever the failing driver raised. Then, and when cancelled, `destroy` and `release` undo it.
         """
@@ -151,22 +178,31 @@ class Machine:
         # NOTE: no await before the index is kept, or a cancellation here would lose the slot.
         self.record = replace(self.record, slot_index=slot.index)
         self.save()
-        disk_mib = self.record.limits.disk_mib
-        source = None if self.writes_inside else self._source
+        if not egress.is_open:
+            await self._drivers.slots.restrict(slot, egress)
         with self._step("rootfs_ms"):
-            if source is not None and not source.is_clean:
-                await self._drivers.rootfs.mend(source.path)
-            rootfs = await self._drivers.rootfs.prepare(
-                self.machine_id,
-                image,
-                disk_mib=disk_mib,
-                id_shift=self._id_shift(slot),
-                disk=source.path if source else None,
-                shares=source is not None and source.shares,
-                is_mounted=not self.has_own_kernel,
-            )
+            rootfs = await self._prepare(image, slot)
         with self._step("runtime_ms"):
             await self.runtime.start(self._spec(rootfs, slot))
+
+    async def _prepare(self, image: Path, slot: Slot) -> Rootfs:
+        driver, source = self._drivers.rootfs, None if self.writes_inside else self.source
+        is_mended = source is not None and not source.is_clean and source.memory is None
+        if is_mended and not self.has_own_kernel and source is not None:
+            await driver.mend(source.path)
+        rootfs = await driver.prepare(
+            self.machine_id,
+            image,
+            disk_mib=self.record.limits.disk_mib,
+            id_shift=self._id_shift(slot),
+            disk=source.path if source else None,
+            shares=source is not None and source.shares,
+            is_mounted=not self.has_own_kernel,
+        )
+        if is_mended and self.has_own_kernel:
+            # Its own clone: what it was cloned from may belong to a memory.
+            await driver.mend(driver.disk(self.machine_id))
+        return rootfs
 
     async def check_agent(self) -> None:
         """Raises WrongState when its guest agent does not answer."""
@@ -185,10 +221,28 @@ class Machine:
 
     async def wait_ready(self) -> None:
         """Return when the guest agent answers and has taken in what it begins with. Raises GuestSilent."""
+        if self.source is not None and self.source.memory is not None:
+            await self._renew(self.source.memory)
+            return
         with self._step("agent_ms"):
-            await self.link.wait_ready(timeout_s=READY_TIMEOUT_S * self._settings.patience)
-        if self._source is not None and self.writes_inside:
-            await self.take_in(self._source)
+            await self.link.wait_ready(timeout_s=READY_TIMEOUT_S * self.settings.patience)
+        if self.source is not None and self.writes_inside:
+            await self.take_in(self.source)
+
+    async def _renew(self, memory: SavedMemory) -> None:
+        """Make a machine that goes on one of its own. Its processes are held until it has its settings. Raises
+        GuestSilent; then it must not go on."""
+        former = self._drivers.links(str(self.slot.address), memory.control_token)
+        timeout_s = RENEW_TIMEOUT_S * self.settings.patience
+        with self._step("agent_ms"):
+            await former.wait_ready(timeout_s=timeout_s)
+            renewal = GuestRenewal(
+                control_token=self.record.control_token,
+                timestamp=self._drivers.clock.now(),
+                entropy=os.urandom(ENTROPY_BYTES),
+                is_other=memory.sandbox_id != self.record.sandbox_id,
+            )
+            await former.renew(renewal, timeout_s=timeout_s)
 
     async def take_in(self, source: DiskSource) -> None:
         """Let the guest agent write what another machine had written; only where a machine writes inside. Raises
@@ -216,19 +270,32 @@ class Machine:
         """From running to paused, its disk safe beside it. Raises FirebrickError; then it runs on."""
         freezer = self.freezer
         assert freezer is not None
+        is_held = self.keeper is not None and not is_silent
         try:
             if self.writes_inside:
                 await self.save_archive(self.archive, holds=True)
-            await self._flush_inside(must=not is_silent)
+            if is_held:
+                await self._hold()
+            else:
+                await self._flush_inside(must=not is_silent)
             await freezer.freeze(self.machine_id)
             if not self.writes_inside:
                 await self._drivers.rootfs.flush(self.machine_id)
-            self.save(state=MachineState.PAUSED, paused_at=paused_at, is_silent=is_silent)
+            self.save(state=MachineState.PAUSED, paused_at=paused_at, is_silent=is_silent, is_held=is_held)
         except BaseException:
             await freezer.thaw(self.machine_id)
-            if self.writes_inside:
+            if self.writes_inside or is_held:
                 await self.link.go_on()
             raise
+
+    async def _hold(self) -> None:
+        """Let all inside but the guest agent stand still, its disk flushed. Raises GuestSilent."""
+        await self.link.hold(for_s=HOLD_S * self.settings.patience, timeout_s=FLUSH_TIMEOUT_S)
+
+    async def leave_memory(self) -> None:
+        """Before `destroy`, and only when it `may_leave_memory`: from now on its files count. Raises FirebrickError;
+        then it is as it was."""
+        self.record = await store_memory(self._drivers, self._records, self.record)
 
     async def leave_disk(self, paused_at: datetime, *, is_killed: bool, is_silent: bool) -> None:
         """Before `destroy`: from now on only what it wrote counts. Raises FirebrickError; then it is as it was."""
@@ -238,6 +305,32 @@ class Machine:
             await self._flush_inside(must=not is_silent and not is_killed)
         since = self.record.paused_at or paused_at
         self.save(state=MachineState.KEPT, paused_at=since, is_killed=is_killed, is_silent=is_silent)
+
+    async def capture(self, place: Path, *, keep_memory: bool) -> bool:
+        """Copy what it has written to `place/disk` and, if wanted and possible, its memory of the same moment to
+        `place/memory`; whether it did. Afterwards it is as it was. Raises FirebrickError, OSError; then what is in
+        `place` is of no use."""
+        freezer, is_paused = self.freezer, self.record.state is MachineState.PAUSED
+        if not keep_memory or self.keeper is None or freezer is None or (is_paused and not self.record.is_held):
+            await self.capture_disk(place / "disk")
+            return False
+        if is_paused:
+            await self._capture_both(place)
+            return True
+        try:
+            await self._hold()
+            await freezer.freeze(self.machine_id)
+            await self._capture_both(place)
+        finally:
+            await freezer.thaw(self.machine_id)
+            await self.link.go_on()
+        return True
+
+    async def _capture_both(self, place: Path) -> None:
+        assert self.keeper is not None
+        memory_of(place).mkdir(mode=0o700)
+        await self.keeper.save_memory(self.machine_id, memory_of(place))
+        await self._drivers.rootfs.capture(self.machine_id, place / "disk")
 
     async def capture_disk(self, target: Path) -> None:
         """Copy what it has written to a new file, while it stands still; afterwards it is as it was, running or
@@ -291,7 +384,8 @@ class Machine:
             # NOTE: a repetition must not release it again: by then it may be another machine's.
             self.record = replace(self.record, slot_index=None)
         if is_kept:
-            self.save(slot_index=None, is_clean=True)
+            # NOTE: a kernel of its own never unmounted it: whoever takes the disk without its memory mends it.
+            self.save(slot_index=None, is_clean=not self.has_own_kernel)
         else:
             await asyncio.to_thread(self._records.remove, self.machine_id)
 
@@ -328,13 +422,14 @@ class Machine:
             hostname=HOSTNAME,
             limits=self.record.limits,
             files=self._write_files(),
+            memory=self.source.memory.directory if self.source and self.source.memory else None,
         )
 
     def _write_files(self) -> Mapping[str, Path]:
         directory = self.directory / _FILES_DIRECTORY
         directory.mkdir(mode=0o711)
         files: dict[str, Path] = {}
-        for inside, text in guest_files(HOSTNAME, self._settings.dns_servers).items():
+        for inside, text in guest_files(HOSTNAME, self.settings.dns_servers).items():
             files[inside] = directory / Path(inside).name
             files[inside].write_text(text)
             files[inside].chmod(0o644)

@@ -5,7 +5,8 @@
                                                └───────────────┘
 A record is written before the effect that would leak without it. A machine whose record says `starting` was
 never promised to anyone, so recovery ends it; `warm`, `running` and `paused` (frozen, with its memory) are adopted;
-`ending` is ended again. Of a `kept` one only the disk counts: a machine that still runs is ended. A paused one that
+`ending` is ended again. Of a `kept` one only its files count, the disk and maybe the memory: a machine that still
+runs is ended. A paused one that
 no longer runs becomes kept.
 
 Writes are atomic against a crash of this process (write aside, then rename). Those of what outlives the host's boot,
@@ -53,7 +54,8 @@ class MachineRecord:
 
     `kept_memory`: its last resume found its processes. `paused_at`: since when it is paused or kept; `is_killed`: then
     it is in the grace bin. `is_silent`: then its guest agent did not answer. `is_clean`: kept, and its disk was
-    unmounted in order.
+    unmounted in order. `is_held`: paused, and its processes stood still before it was frozen. `has_memory`: kept, and
+    its memory lies beside the record; `disk_stamp`: of the disk that belongs to it.
     """
 
     machine_id: MachineId
@@ -71,6 +73,9 @@ class MachineRecord:
     is_killed: bool = False
     is_clean: bool = False
     is_silent: bool = False
+    is_held: bool = False
+    has_memory: bool = False
+    disk_stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +181,9 @@ def encode_record(record: MachineRecord) -> str:
             "is_killed": record.is_killed,
             "is_clean": record.is_clean,
             "is_silent": record.is_silent,
+            "is_held": record.is_held,
+            "has_memory": record.has_memory,
+            "disk_stamp": record.disk_stamp,
         }
     )
 
@@ -202,6 +210,9 @@ def decode_record(text: str) -> MachineRecord:
         is_killed=raw.get("is_killed", False),
         is_clean=raw.get("is_clean", False),
         is_silent=raw.get("is_silent", False),
+        is_held=raw.get("is_held", False),
+        has_memory=raw.get("has_memory", False),
+        disk_stamp=raw.get("disk_stamp", ""),
     )
 
 

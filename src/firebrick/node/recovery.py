@@ -6,6 +6,7 @@ Everything is found by machine id: the records name them, and each driver's `rec
 Machines are destroyed before the network and the disk are swept, so nothing is taken from under a guest.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from firebrick.model.ids import MachineId
 from firebrick.model.machine import RuntimeName
 from firebrick.node.drivers import NodeDrivers
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState, StoredRecords
+from firebrick.node.saved_memory import drop_memory, keeper_of, store_memory
 from firebrick.runtimes.base import Capability
 
 log = get_log("node")
@@ -77,9 +79,9 @@ def _paused_at(record: MachineRecord) -> float:
 async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: bool = False) -> Recovered:
     """Bring disk, machines, rootfs and records into agreement.
 
-    With `end_all` nothing is adopted, and paused ones keep their disks only. Afterwards no machine, rootfs or record
-    is without an owner; the slots of ended machines are swept by `slots.open`, which is told who lives. Idempotent; a
-    crash in it is recovered by the next one.
+    With `end_all` nothing is adopted, and paused ones keep their disks, and their memory where it can be saved.
+    Afterwards no machine, rootfs or record is without an owner; the slots of ended machines are swept by `slots.open`,
+    which is told who lives. Idempotent; a crash in it is recovered by the next one.
     """
     running: dict[MachineId, RuntimeName] = {}
     for name, runtime in drivers.runtimes.items():
@@ -87,8 +89,11 @@ async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: boo
     stored = records.load_all()
     plan = decide_recovery(stored, running)
     if end_all:
-        frozen = tuple(record for record in plan.adopt if record.state.outlives_boot)
-        running = {record.machine_id: record.runtime for record in plan.adopt if record not in frozen}
+        frozen = tuple(
+            [await _leave_memory(drivers, records, record) for record in plan.adopt if record.state.outlives_boot]
+        )
+        at_rest = {record.machine_id for record in frozen}
+        running = {record.machine_id: record.runtime for record in plan.adopt if record.machine_id not in at_rest}
         plan = RecoveryPlan(adopt=(), keep=plan.keep + frozen, end={**plan.end} | running)
     resisting = {machine_id for machine_id, name in plan.end.items() if not await _destroy(drivers, machine_id, name)}
     adopted = frozenset(record.machine_id for record in plan.adopt)
@@ -103,6 +108,9 @@ async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: boo
             continue
         keep.append(replace(kept, slot_index=None))
         records.write(keep[-1])
+        if not kept.has_memory:
+            # Saved, but the machine was gone before its record said so.
+            await asyncio.to_thread(drop_memory, records.directory(record.machine_id))
     disks = frozenset(record.machine_id for record in keep if not _writes_inside(drivers, record.runtime))
     await drivers.rootfs.recover(adopted | resisting, disks)
     for machine_id in plan.end:
@@ -117,6 +125,18 @@ async def recover(drivers: NodeDrivers, records: MachineRecords, *, end_all: boo
         keep=tuple(keep),
         resisting=tuple(record for machine_id, record in known.items() if machine_id in resisting),
     )
+
+
+async def _leave_memory(drivers: NodeDrivers, records: MachineRecords, record: MachineRecord) -> MachineRecord:
+    """Save the memory of a frozen machine that is about to be ended, if it can be; its disk is what was promised."""
+    runtime = drivers.runtimes.get(record.runtime)
+    if runtime is None or keeper_of(runtime) is None or not record.is_held:
+        return record
+    try:
+        return await store_memory(drivers, records, record)
+    except FirebrickError as exc:
+        log.warning("machine.memory_lost", machine_id=record.machine_id, reason=exc.message, detail=exc.detail)
+        return record
 
 
 def _writes_inside(drivers: NodeDrivers, name: RuntimeName) -> bool:
@@ -139,7 +159,7 @@ async def _destroy(drivers: NodeDrivers, machine_id: MachineId, name: RuntimeNam
 
 async def end_everything(drivers: NodeDrivers, records: MachineRecords) -> None:
     """For `firebrick down`, with the agent stopped: no machine, mount, slot or rule of this instance stays. Files do:
-    what is paused comes back from its disk.
+    what is paused comes back from its disk, and from its memory where the runtime keeps that in files.
 
     Raises: Internal when a machine resists; then its slot and its rootfs stay too.
     """

@@ -10,7 +10,7 @@ any moment cancels what is under way and takes the one way back; of a machine wh
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, cast
 from firebrick.clock import Clock
 from firebrick.guestlink.base import GuestInit
 from firebrick.log import bound, get_log
+from firebrick.model.egress import OPEN
 from firebrick.model.errors import FirebrickError, Internal, NotFound, WrongState
 from firebrick.model.ids import SandboxId
 from firebrick.model.machine import ExitCause, MachineExit
@@ -33,7 +34,6 @@ from firebrick.node.usage import CpuMeter
 from firebrick.rpc.node_api import NodeSandbox, SandboxUsage, StartSandbox
 
 WARM_CHECK_S = 5.0
-RECLAIM_LOOK_S = 60.0
 RETRY_FIRST_S = 0.2
 RETRY_LONGEST_S = 30.0
 
@@ -92,6 +92,7 @@ class SandboxActor:
         self._tried = asyncio.Event()
         self._kept = asyncio.Event()
         self._is_gone = False
+        self._was_adopted = False
         self._claimed = asyncio.Event()
         self._is_settled = False
         self.is_from_warm = False
@@ -158,9 +159,10 @@ class SandboxActor:
         """Let it run again, with new settings. Raises FirebrickError: it is still paused, or NotFound."""
         return cast(NodeSandbox, await self._do(lambda: self._resume(request)))
 
-    async def capture(self, target: Path) -> None:
-        """Copy its disk to a new file. Raises FirebrickError: it is as it was, or NotFound."""
-        await self._do(lambda: self.machine.capture_disk(target))
+    async def capture(self, place: Path, *, keep_memory: bool) -> bool:
+        """Copy its disk, and its memory where it can; whether it could. Raises FirebrickError: it is as it was, or
+        NotFound."""
+        return cast(bool, await self._do(lambda: self.machine.capture(place, keep_memory=keep_memory)))
 
     async def end_keeping(self, *, is_killed: bool) -> None:
         """End it, but for its disk; `has_kept` has been called when this returns. Raises FirebrickError: it is as it
@@ -170,8 +172,13 @@ class SandboxActor:
         await self.kept()
 
     async def kept(self) -> None:
-        """Return when only its disk is left, which its record says already."""
+        """Return when only files of it are left, which its record says already."""
         await self._kept.wait()
+
+    @property
+    def leaves_files(self) -> bool:
+        """It ends, and what is kept of it is the sandbox from then on."""
+        return self.machine.record.state is MachineState.KEPT
 
     async def _do(self, work: Callable[[], Coroutine[Any, Any, object]]) -> object:
         if self.state not in (ActorState.RUNNING, ActorState.PAUSED) or self._kill.is_set():
@@ -205,6 +212,9 @@ class SandboxActor:
 
     def describe(self) -> NodeSandbox | None:
         """The sandbox as the node reports it; None when it is nobody's, or neither runs nor is paused."""
+        if self.state is ActorState.ENDING and self.leaves_files:
+            # Never missing in between: it would be taken for lost.
+            return sandbox_of(self.machine.record, keeps_memory=self.machine.record.has_memory)
         if self.state not in (ActorState.RUNNING, ActorState.PAUSED):
             return None
         is_paused = self.state is ActorState.PAUSED
@@ -214,6 +224,7 @@ class SandboxActor:
 
     async def run(self, *, adopt: bool = False) -> None:
         """The whole life. With `adopt`, of a machine that runs already."""
+        self._was_adopted = adopt
         with bound(machine_id=self.machine.machine_id):
             try:
                 self._ended = await self._or_kill(self._adopted_life() if adopt else self._life())
@@ -228,7 +239,7 @@ class SandboxActor:
 
     async def _life(self) -> MachineExit:
         async with self._gate:
-            await self.machine.start()
+            await self.machine.start(OPEN if self.request is None else self.request.egress)
             early = await self._exit_before_ready()
         if early is not None:
             return early
@@ -283,15 +294,25 @@ class SandboxActor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.log.follow())
             group.create_task(self._reclaim())
+            if self._was_adopted and self.state is ActorState.RUNNING and self.machine.keeper is not None:
+                # The former process may have died between holding its processes and letting them go.
+                await self.machine.link.go_on()
             while True:
                 await (await self._orders.get()).run()
 
     async def _reclaim(self) -> None:
-        """Give memory back that a paused machine can read again, once for each pause, after a while."""
+        """Give the memory of a paused machine back after a while: all of it, by ending the machine with its memory in
+        files, where the runtime keeps memory; else what can be read again, once for each pause."""
         done_for = None
         while True:
-            await self._clock.sleep(RECLAIM_LOOK_S)
+            await self._clock.sleep(self.machine.settings.reclaim_after_s)
             paused_at, freezer = self.machine.record.paused_at, self.machine.freezer
+            if self.machine.may_leave_memory:
+                try:
+                    await self._do(self._leave_memory)
+                except FirebrickError as exc:
+                    # It is paused as before, and safe.
+                    log.warning("sandbox.memory_not_saved", sandbox_id=self.sandbox_id, reason=exc.message)
             if self.state is ActorState.PAUSED and freezer is not None and paused_at != done_for:
                 done_for = paused_at
                 freed_bytes = await freezer.reclaim(self.machine.machine_id)
@@ -308,6 +329,12 @@ class SandboxActor:
         assert self.machine.record.paused_at is not None
         return self.machine.record.paused_at
 
+    async def _leave_memory(self) -> None:
+        """End it with its memory in files. Raises FirebrickError: it is paused as before."""
+        if self.state is ActorState.PAUSED and self.machine.may_leave_memory:
+            await self.machine.leave_memory()
+            self.begin_kill()
+
     async def _leave_disk(self, *, is_killed: bool) -> None:
         # One that is killed need not answer, and one that is frozen cannot.
         is_silent = self.machine.record.is_silent
@@ -322,8 +349,12 @@ class SandboxActor:
             try:
                 await freezer.thaw(self.machine.machine_id)
                 await self._give_settings(request)
-                self.machine.save(state=MachineState.RUNNING, paused_at=None, kept_memory=True, is_silent=False)
+                self.machine.save(
+                    state=MachineState.RUNNING, paused_at=None, kept_memory=True, is_silent=False, is_held=False
+                )
             except BaseException:
+                # Its processes may have gone on: in place that does no harm, from files it would.
+                self.machine.record = replace(self.machine.record, is_held=False)
                 await freezer.freeze(self.machine.machine_id)
                 raise
             self.machine.archive.unlink(missing_ok=True)
@@ -339,12 +370,14 @@ class SandboxActor:
         # NOTE: written before the guest learns anything, so that a restart never takes a machine that knows
         # one sandbox's secrets for a warm one.
         self.machine.save(sandbox_id=request.sandbox_id, state=MachineState.STARTING, from_warm=self.is_from_warm)
-        if not request.egress.is_open:
+        if self.is_from_warm and not request.egress.is_open:
             await self._drivers.slots.restrict(self.machine.slot, request.egress)
         if self._source is not None:
             await self.machine.take_in(self._source)
+        if self.machine.source is not None and self.machine.source.note:
+            self.log.note("warn", f"Its processes were started anew. {self.machine.source.note}", {"source": "node"})
         await self._give_settings(request)
-        self.machine.save(state=MachineState.RUNNING, started_at=now)
+        self.machine.save(state=MachineState.RUNNING, started_at=now, kept_memory=self.machine.goes_on)
         self._set_state(ActorState.RUNNING)
         log.info("sandbox.started", sandbox_id=request.sandbox_id, from_warm=self.is_from_warm)
 
@@ -367,7 +400,7 @@ class SandboxActor:
     async def _end(self) -> None:
         was_running = self.state is ActorState.RUNNING
         is_asked_for = self._ended is None and self._failure is None
-        if self.state is ActorState.PAUSED and not is_asked_for:
+        if self.state is ActorState.PAUSED and not is_asked_for and not self.leaves_files:
             # Its memory is lost, and not by its user's wish: the disk is what was promised.
             log.warning("machine.memory_lost", sandbox_id=self.sandbox_id)
             await self._until_done("keep", lambda: self._leave_disk(is_killed=False))
@@ -385,7 +418,7 @@ class SandboxActor:
         if self.sandbox_id is not None:
             await self.log.save(self.sandbox_id)
         await self._until_done("release", self.machine.release)
-        if self.machine.record.state is MachineState.KEPT:
+        if self.leaves_files:
             self._hooks.has_kept(self)
             self._kept.set()
         self._refuse()
@@ -393,7 +426,7 @@ class SandboxActor:
         log.info("machine.ended", cause=self._ended.cause if self._ended else None, is_asked_for=is_asked_for)
 
     async def _destroy(self) -> None:
-        if self.machine.directory.exists() and self.machine.record.state is not MachineState.KEPT:
+        if self.machine.directory.exists() and not self.leaves_files:
             try:
                 self.machine.save(state=MachineState.ENDING)
             except Internal as exc:

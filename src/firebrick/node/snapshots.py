@@ -1,11 +1,11 @@
-"""Snapshots on this node: the disk of a sandbox at one moment, from which others start.
+"""Snapshots on this node: disk, and memory where there is one, of a sandbox at one moment, from which others start.
 
-    making/<id>/ ── rename ──▶ disks/<id>/ {snapshot.json, disk} ── behind the answer ──▶ chunks + manifest
-                                   └── unused for an hour: the disk file goes; chunks bring it back when it is wanted
+    making/<id>/ ── rename ──▶ disks/<id>/ {snapshot.json, disk, memory/} ── behind the answer ──▶ chunks + manifest
+                                   └── unused for an hour: the files go; chunks bring them back when they are wanted
 
-A snapshot is answered for when its disk lies flushed on this node, and is called stored when its manifest is written.
-Forks are made from the local file and never wait for chunks. What a rename has not finished is removed by `open`, which
-also goes on with what was not stored yet.
+All that start from a memory map the same files, which nobody writes to. A snapshot is answered for when its files lie
+flushed on this node, and is called stored when its manifest is written. Forks are made from the local file and never
+wait for chunks. What a rename has not finished is removed by `open`, which also goes on with what was not stored yet.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from firebrick.blobs.local import LocalBlobs
 from firebrick.linux.space import is_out_of_space
 from firebrick.log import get_log
 from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid, NotFound
-from firebrick.model.ids import BuildId, SnapshotId, is_snapshot_id
-from firebrick.model.machine import RuntimeName
+from firebrick.model.ids import BuildId, SandboxId, SnapshotId, is_snapshot_id
+from firebrick.model.machine import Limits, RuntimeName
 from firebrick.node.drivers import NodeDrivers
 from firebrick.node.machine import DiskSource
 from firebrick.node.records import MachineRecord, flush_directory, from_us, to_us
+from firebrick.node.saved_memory import SavedMemory, keeper_of, memory_bytes, memory_of
 from firebrick.node.task_owner import TaskOwner
 from firebrick.rpc.node_api import NodeSnapshot, StartSandbox
 from firebrick.runtimes.base import Capability
@@ -43,8 +44,17 @@ log = get_log("node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryOrigin:
+    """Whose memory a snapshot has: what its guest agent answers to, and the limits that the machine had."""
+
+    sandbox_id: SandboxId | None
+    control_token: str = field(repr=False)
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRecord:
-    """`stored_bytes` None: not stored yet."""
+    """`disk_bytes`: what all its files hold. `stored_bytes` None: not stored yet. `memory` None: it has only a disk."""
 
     snapshot_id: SnapshotId
     build_id: BuildId
@@ -53,6 +63,7 @@ class SnapshotRecord:
     disk_bytes: int
     created_at: datetime
     stored_bytes: int | None = None
+    memory: MemoryOrigin | None = None
 
 
 class Snapshots:
@@ -86,9 +97,10 @@ class Snapshots:
         return tuple(_described(record) for record in self._records.values())
 
     async def make(
-        self, snapshot_id: SnapshotId, machine: MachineRecord, capture: Callable[[Path], Awaitable[object]]
+        self, snapshot_id: SnapshotId, machine: MachineRecord, capture: Callable[[Path], Awaitable[bool]]
     ) -> NodeSnapshot:
-        """Make it, or answer the one that is there. `capture` writes the disk to a new file.
+        """Make it, or answer the one that is there. `capture` writes `disk` and maybe `memory/` into a new directory,
+        and tells whether it wrote memory.
 
         Raises: DiskFull — the disk is full; whatever `capture` raises. Then nothing of it is left.
         """
@@ -98,16 +110,21 @@ class Snapshots:
             place = self._root / "making" / snapshot_id
             try:
                 await asyncio.to_thread(_fresh, place)
-                await capture(place / "disk")
-                if not self._writes_inside(machine.runtime):
+                has_memory = await capture(place)
+                # NOTE: a memory remembers its disk as it is: mended, it would be another.
+                if not has_memory and not self._writes_inside(machine.runtime):
                     await self._drivers.rootfs.mend(place / "disk")
+                origin = MemoryOrigin(
+                    sandbox_id=machine.sandbox_id, control_token=machine.control_token, limits=machine.limits
+                )
                 record = SnapshotRecord(
                     snapshot_id=snapshot_id,
                     build_id=machine.build_id,
                     runtime=machine.runtime,
                     disk_mib=machine.limits.disk_mib,
-                    disk_bytes=(place / "disk").stat().st_blocks * 512,
+                    disk_bytes=(place / "disk").stat().st_blocks * 512 + memory_bytes(place),
                     created_at=self._drivers.clock.now(),
+                    memory=origin if has_memory else None,
                 )
                 await asyncio.to_thread(self._commit, place, record)
             except BaseException as exc:
@@ -142,7 +159,27 @@ class Snapshots:
             await self._bring_back(record)
         limits = replace(request.limits, disk_mib=record.disk_mib)
         request = replace(request, build_id=record.build_id, runtime=record.runtime, limits=limits)
-        return request, DiskSource(path=self._disk(snapshot_id))
+        disk = self._disk(snapshot_id)
+        if record.memory is None:
+            return request, DiskSource(path=disk)
+        why = await self._memory_refusal(record, limits) if request.keep_memory else ""
+        if why or not request.keep_memory:
+            return request, DiskSource(path=disk, is_clean=False, note=why)
+        memory = SavedMemory(
+            directory=memory_of(disk.parent),
+            control_token=record.memory.control_token,
+            sandbox_id=record.memory.sandbox_id,
+        )
+        return request, DiskSource(path=disk, memory=memory)
+
+    async def _memory_refusal(self, record: SnapshotRecord, limits: Limits) -> str:
+        """Why a sandbox with these limits starts from the disk only; "": it goes on from the memory."""
+        keeper = keeper_of(self._drivers.runtimes[record.runtime])
+        if keeper is None or record.memory is None:
+            return f"The runtime '{record.runtime}' does not go on from saved memory here."
+        if record.memory.limits != limits:
+            return "The snapshot's memory was saved under other limits of CPU, memory or processes."
+        return await keeper.memory_refusal(memory_of(self._disk(record.snapshot_id).parent))
 
     async def delete(self, snapshot_id: SnapshotId) -> bool:
         """False when it is not here. Raises FirebrickError; then it may be repeated."""
@@ -172,7 +209,8 @@ class Snapshots:
                     if record is None or record.stored_bytes is not None:
                         return
                     about = {"snapshot": json.loads(encode_record(record))}
-                    manifest = await self._chunks.save(snapshot_id, self._disk(snapshot_id), about)
+                    files = await asyncio.to_thread(_files_of, self._disk(snapshot_id).parent)
+                    manifest = await self._chunks.save(snapshot_id, files, about)
                     stored = replace(record, stored_bytes=manifest.stored_bytes)
                     await asyncio.to_thread(_write_record, self._root / "disks" / snapshot_id, stored)
                     self._records[snapshot_id] = stored
@@ -201,19 +239,26 @@ class Snapshots:
         async with self._lock(snapshot_id):
             record = self._records.get(snapshot_id)
             if record is not None and record.stored_bytes is not None:
-                await asyncio.to_thread(self._disk(snapshot_id).unlink, missing_ok=True)
+                disk = self._disk(snapshot_id)
+                # NOTE: the disk first, and back last: where it is, all is.
+                await asyncio.to_thread(disk.unlink, missing_ok=True)
+                await asyncio.to_thread(shutil.rmtree, memory_of(disk.parent), ignore_errors=True)
 
     async def _bring_back(self, record: SnapshotRecord) -> None:
         disk = self._disk(record.snapshot_id)
         if disk.exists():
             return
-        draft = disk.with_suffix(".new")
-        draft.unlink(missing_ok=True)
+        draft, memory = disk.parent / "loading", memory_of(disk.parent)
+        for left in (draft, memory):
+            await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
         try:
             await self._chunks.load(record.snapshot_id, draft)
         except BlobMissing as exc:
             raise NotFound(f"The snapshot {record.snapshot_id} is not on this node any more.") from exc
-        draft.rename(disk)
+        if record.memory is not None:
+            memory_of(draft).rename(memory)
+        (draft / "disk").rename(disk)
+        draft.rmdir()
 
     def _commit(self, place: Path, record: SnapshotRecord) -> None:
         _write_record(place, record)
@@ -250,11 +295,19 @@ def _described(record: SnapshotRecord) -> NodeSnapshot:
         snapshot_id=record.snapshot_id,
         build_id=record.build_id,
         runtime=record.runtime,
-        keeps_memory=False,
+        keeps_memory=record.memory is not None,
         disk_bytes=record.disk_bytes,
         stored_bytes=record.stored_bytes,
         created_at=record.created_at,
     )
+
+
+def _files_of(directory: Path) -> dict[str, Path]:
+    """What is stored of a snapshot, by name."""
+    files = {"disk": directory / "disk"}
+    if memory_of(directory).is_dir():
+        files |= {f"{memory_of(Path()).name}/{file.name}": file for file in memory_of(directory).iterdir()}
+    return files
 
 
 def _fresh(place: Path) -> None:
@@ -282,6 +335,7 @@ def encode_record(record: SnapshotRecord) -> str:
             "disk_bytes": record.disk_bytes,
             "created_at_us": to_us(record.created_at),
             "stored_bytes": record.stored_bytes,
+            "memory": None if record.memory is None else asdict(record.memory),
         }
     )
 
@@ -289,6 +343,8 @@ def encode_record(record: SnapshotRecord) -> str:
 def decode_record(text: str) -> SnapshotRecord:
     """Raises ValueError, KeyError or TypeError for anything but a whole record."""
     raw = json.loads(text)
+    # An older agent wrote none.
+    memory = raw.get("memory")
     return SnapshotRecord(
         snapshot_id=SnapshotId(raw["snapshot_id"]),
         build_id=BuildId(raw["build_id"]),
@@ -297,4 +353,5 @@ def decode_record(text: str) -> SnapshotRecord:
         disk_bytes=raw["disk_bytes"],
         created_at=from_us(raw["created_at_us"]),
         stored_bytes=raw["stored_bytes"],
+        memory=None if memory is None else MemoryOrigin(**memory | {"limits": Limits(**memory["limits"])}),
     )

@@ -9,11 +9,11 @@ join the first, and a kill find a start that is under way.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 from firebrick.clock import Clock
 from firebrick.log import get_log
@@ -52,6 +52,7 @@ STOP_S = 10.0
 
 _AT_REST = (ActorState.WARM, ActorState.RUNNING, ActorState.PAUSED)
 
+Answer = TypeVar("Answer")
 log = get_log("node")
 
 
@@ -173,40 +174,73 @@ class NodeAgent:
         return await asyncio.shield((entry or self._begin(request, source)).answer)
 
     async def pause_sandbox(self, request: PauseSandbox) -> PausedSandbox:
-        entry = self._living(request.sandbox_id)
-        if entry is not None:
-            actor = entry.actor
-            if request.require_healthy:
-                await actor.machine.check_agent()
-            if request.keep_memory and actor.machine.freezer is not None:
-                # Its record tells of the pause only afterwards.
-                paused_at = await actor.pause()
-                return await self._paused(actor.machine.record, paused_at)
-            await actor.end_keeping(is_killed=False)
+        paused = await self._ask_machine(request.sandbox_id, lambda entry: self._pause_here(entry.actor, request))
+        if paused is not None:
+            return paused
         record = self._kept.require(request.sandbox_id)
         if record.is_killed or record.paused_at is None:
             raise NotFound(f"The sandbox {request.sandbox_id} does not run on this node.")
-        return await self._paused(record, None)
+        if not request.keep_memory:
+            record = await self._kept.drop_memory(record)
+        return await self._paused(record, keeps_memory=record.has_memory)
+
+    async def _pause_here(self, actor: SandboxActor, request: PauseSandbox) -> PausedSandbox | None:
+        """None: its machine has ended, and its disk is kept."""
+        if request.require_healthy:
+            await actor.machine.check_agent()
+        if not request.keep_memory or actor.machine.freezer is None:
+            await actor.end_keeping(is_killed=False)
+            return None
+        # Its record tells of the pause only afterwards.
+        paused_at = await actor.pause()
+        return await self._paused(replace(actor.machine.record, paused_at=paused_at), keeps_memory=True)
 
     async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
-        entry = self._living(request.sandbox_id)
-        if entry is not None:
-            if entry.actor.state is not ActorState.PAUSED and entry.actor.machine.record.state is not MachineState.KEPT:
-                return await asyncio.shield(entry.answer)
-            if entry.actor.state is ActorState.PAUSED and request.keep_memory:
-                sandbox = await entry.actor.resume(request)
-                entry.answer = settled(sandbox)
-                return sandbox
-            await entry.actor.end_keeping(is_killed=False)
+        resumed = await self._ask_machine(request.sandbox_id, lambda entry: self._resume_here(entry, request))
+        if resumed is not None:
+            return resumed
         record = self._kept.require(request.sandbox_id)
-        limits = replace(request.limits, disk_mib=record.limits.disk_mib)
-        request = replace(request, build_id=record.build_id, runtime=record.runtime, limits=limits)
+        source = await self._kept.source(record, keep_memory=request.keep_memory)
         again = self._living(request.sandbox_id)
-        return await asyncio.shield((again or self._begin(request, self._kept.source(record))).answer)
+        if again is None and self._kept.get(request.sandbox_id) is not record:
+            # It was killed, or had another turn meanwhile: look again.
+            return await self.resume_sandbox(request)
+        # Memory fits only the limits that it was saved under.
+        limits = record.limits if source.memory else replace(request.limits, disk_mib=record.limits.disk_mib)
+        request = replace(request, build_id=record.build_id, runtime=record.runtime, limits=limits)
+        return await asyncio.shield((again or self._begin(request, source)).answer)
+
+    async def _resume_here(self, entry: _Entry, request: StartSandbox) -> NodeSandbox | None:
+        """None: its machine has ended, and what is kept of it is to be started."""
+        if entry.actor.state is not ActorState.PAUSED:
+            return await asyncio.shield(entry.answer)
+        if not request.keep_memory:
+            await entry.actor.end_keeping(is_killed=False)
+            return None
+        sandbox = await entry.actor.resume(request)
+        entry.answer = settled(sandbox)
+        return sandbox
+
+    async def _ask_machine(
+        self, sandbox_id: SandboxId, ask: Callable[[_Entry], Coroutine[Any, Any, Answer | None]]
+    ) -> Answer | None:
+        """What a sandbox's machine answers; None when it has none (any more) and what is kept of it counts. A paused
+        machine may end of itself at any time, leaving its files: whoever asked it meanwhile is not refused."""
+        entry = self._living(sandbox_id)
+        if entry is None:
+            return None
+        if not entry.actor.leaves_files:
+            try:
+                return await ask(entry)
+            except FirebrickError:
+                if not entry.actor.leaves_files or entry.is_killed:
+                    raise
+        await entry.actor.kept()
+        return None
 
     async def discard_sandbox(self, sandbox_id: SandboxId) -> bool:
         entry = self._living(sandbox_id)
-        if entry is not None and entry.actor.state is not ActorState.PAUSED:
+        if entry is not None and not self._is_at_rest(sandbox_id):
             raise WrongState(f"The sandbox {sandbox_id} runs; kill it.")
         return await self.kill_sandbox(sandbox_id)
 
@@ -215,11 +249,18 @@ class NodeAgent:
     ) -> NodeSnapshot:
         if self._capacity().disk_mib == 0:
             raise DiskFull("The disk of this node is nearly full; it saves nothing until space is freed there.")
-        entry = self._living(sandbox_id)
-        if entry is not None:
-            return await self._snapshots.make(snapshot_id, entry.actor.machine.record, entry.actor.capture)
+
+        async def of_machine(entry: _Entry) -> NodeSnapshot:
+            capture = partial(entry.actor.capture, keep_memory=keep_memory)
+            return await self._snapshots.make(snapshot_id, entry.actor.machine.record, capture)
+
+        taken = await self._ask_machine(sandbox_id, of_machine)
+        if taken is not None:
+            return taken
         record = self._kept.require(sandbox_id)
-        return await self._snapshots.make(snapshot_id, record, partial(self._kept.capture, record))
+        return await self._snapshots.make(
+            snapshot_id, record, partial(self._kept.capture, record, keep_memory=keep_memory)
+        )
 
     async def delete_snapshot(self, snapshot_id: SnapshotId) -> bool:
         return await self._snapshots.delete(snapshot_id)
@@ -233,9 +274,13 @@ class NodeAgent:
             record = self._kept.get(sandbox_id)
             if record is None or not keep_disk:
                 return await self._kept.remove(sandbox_id)
+            record = await self._kept.drop_memory(record)
             self._kept.change(replace(record, is_killed=True))
             return True
         if keep_disk:
+            if entry.actor.leaves_files:
+                await entry.actor.kept()
+                return await self.kill_sandbox(sandbox_id, keep_disk=True)
             try:
                 await entry.actor.end_keeping(is_killed=True)
                 return True
@@ -258,7 +303,7 @@ class NodeAgent:
 
     async def update_network(self, sandbox_id: SandboxId, egress: Egress) -> None:
         entry = self._living(sandbox_id)
-        if entry is None:
+        if entry is None or entry.actor.leaves_files:
             raise NotFound(f"The sandbox {sandbox_id} does not run on this node.")
         await self._drivers.slots.restrict(entry.actor.machine.slot, egress)
 
@@ -281,22 +326,24 @@ class NodeAgent:
     # How it is done
 
     def _living(self, sandbox_id: SandboxId) -> _Entry | None:
+        """Its entry as long as its machine runs, or its files are about to be kept."""
         entry = self._entries.get(sandbox_id)
-        return None if entry is None or entry.actor.is_gone else entry
+        return None if entry is None or (entry.actor.is_gone and not entry.actor.leaves_files) else entry
 
     def _is_at_rest(self, sandbox_id: SandboxId) -> bool:
         entry = self._living(sandbox_id)
-        return entry.actor.state is ActorState.PAUSED if entry else self._kept.get(sandbox_id) is not None
+        if entry is None:
+            return self._kept.get(sandbox_id) is not None
+        return entry.actor.state is ActorState.PAUSED or entry.actor.leaves_files
 
-    async def _paused(self, record: MachineRecord, frozen_at: datetime | None) -> PausedSandbox:
+    async def _paused(self, record: MachineRecord, *, keeps_memory: bool) -> PausedSandbox:
         assert record.sandbox_id is not None
-        paused_at = frozen_at or record.paused_at
-        assert paused_at is not None
+        assert record.paused_at is not None
         return PausedSandbox(
             sandbox_id=record.sandbox_id,
             machine_id=record.machine_id,
-            keeps_memory=frozen_at is not None,
-            paused_at=paused_at,
+            keeps_memory=keeps_memory,
+            paused_at=record.paused_at,
             disk_bytes=await asyncio.to_thread(self._kept.disk_bytes, record),
             is_silent=record.is_silent,
         )

@@ -84,6 +84,11 @@ class RootfsDriver(Protocol):
         """The file with what a machine wrote, while it is prepared or kept."""
         ...
 
+    def stamp(self, machine_id: MachineId) -> str:
+        """Of the disk of a machine with a kernel of its own, as long as it is prepared or kept: another one after each
+        write to it, by whichever machine shares it. "": this driver cannot tell."""
+        ...
+
     async def capture(self, machine_id: MachineId, target: Path) -> None:
         """Copy what the machine has written to a new file, flushed; O(data). While the machine runs it must stand
         still meanwhile. Raises RootfsFailed; then `target` is not there."""

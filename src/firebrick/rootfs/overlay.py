@@ -173,6 +173,13 @@ class OverlayRootfs:
     def disk(self, machine_id: MachineId) -> Path:
         return self._machine(machine_id).image
 
+    def stamp(self, machine_id: MachineId) -> str:
+        try:
+            found = self.disk(machine_id).stat()
+        except OSError:
+            return ""
+        return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
+
     async def capture(self, machine_id: MachineId, target: Path) -> None:
         with _Translate(f"copy the disk of machine {machine_id}"):
             await self._blocking(self._check_room)

@@ -13,12 +13,13 @@ from firebrick.rootfs.base import Rootfs, RootfsFailed
 
 class SimRootfs:
     """See `RootfsDriver`. `failures` makes the next calls fail: put "prepare" or "remove" into it; `full`: nothing more
-    can be copied."""
+    can be copied; `stamp_suffix`: change it, and all disks were written to."""
 
     def __init__(self, *, disks: dict[MachineId, int] | None = None) -> None:
         self.disks = {} if disks is None else disks
         self.failures: deque[str] = deque()
         self.full = False
+        self.stamp_suffix = ""
 
     async def open(self) -> None:
         return None
@@ -56,6 +57,9 @@ class SimRootfs:
 
     def disk(self, machine_id: MachineId) -> Path:
         return Path("/sim/machines") / machine_id / "disk"
+
+    def stamp(self, machine_id: MachineId) -> str:
+        return f"{self.disks.get(machine_id)}{self.stamp_suffix}"
 
     async def capture(self, machine_id: MachineId, target: Path) -> None:
         self._fail("capture", machine_id)

@@ -54,7 +54,10 @@ def test_health_is_always_open(agent: Agent) -> None:
     assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (204, b"", "no-store")
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/init"), ("GET", "/firebrick/logs")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/init"), ("GET", "/firebrick/logs"), ("POST", "/firebrick/hold"), ("POST", "/firebrick/renew")],
+)
 def test_the_hosts_routes_want_the_hosts_token(agent: Agent, method: str, path: str) -> None:
     """The access token does not open what is the host's."""
     for token in ("", ACCESS_TOKEN, CONTROL_TOKEN[:-1]):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firebrick.guestlink.base import GuestInit, GuestSilent
+from firebrick.guestlink.base import GuestInit, GuestRenewal, GuestSilent
 from firebrick.guestlink.http import HttpGuestLink
 from firebrick.model.ids import SandboxId, TemplateId
 
@@ -72,3 +72,21 @@ async def test_a_wrong_control_token_is_refused(port: int) -> None:
     with pytest.raises(GuestSilent, match="refused"):
         await link.init(settings(datetime.now(UTC)))
     link.close()
+
+
+async def test_hold_and_renewal_are_understood(port: int) -> None:
+    """The agent takes both; outside of a machine it has no kernel to give randomness to, and the link takes that for no
+    renewal. The former token opens nothing afterwards, the new one does."""
+    link = HttpGuestLink("127.0.0.1", TOKEN, port=port)
+    await link.wait_ready(timeout_s=10)
+    await link.hold(for_s=30, timeout_s=10)
+    renewal = GuestRenewal(
+        control_token="new", timestamp=datetime.now(UTC), entropy=os.urandom(64), is_other=True
+    )  # fmt: skip
+    with pytest.raises(GuestSilent, match="randomness"):
+        await link.renew(renewal, timeout_s=10)
+    with pytest.raises(GuestSilent, match="401"):
+        await link.renew(renewal, timeout_s=10)
+    renewed = HttpGuestLink("127.0.0.1", "new", port=port)
+    await renewed.init(settings(datetime.now(UTC)))
+    renewed.close()

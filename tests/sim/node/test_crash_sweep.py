@@ -137,6 +137,24 @@ async def fork(agent: NodeAgent, sandbox_id: SandboxId, snapshot_id: SnapshotId)
     await agent.delete_snapshot(snapshot_id)
 
 
+async def is_saved(agent: NodeAgent, sandbox_id: SandboxId) -> bool:
+    (listed,) = [found for found in await agent.list_sandboxes() if found.sandbox_id == sandbox_id]
+    return not listed.address
+
+
+async def rest_long(agent: NodeAgent, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+    await pause(agent, sandbox_id, snapshot_id)
+    await wait_for(lambda: is_saved(agent, sandbox_id))
+
+
+async def fork_memory(agent: NodeAgent, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+    assert (await agent.snapshot_sandbox(sandbox_id, snapshot_id, keep_memory=True)).keeps_memory
+    child = await agent.start_sandbox(replace(request(), snapshot_id=snapshot_id))
+    assert child.kept_memory
+    await agent.kill_sandbox(child.sandbox_id)
+    await agent.delete_snapshot(snapshot_id)
+
+
 async def has_closed(agent: NodeAgent) -> bool:
     """False when it died on the way: what goes on behind an answer may come to the fatal step only then."""
     try:
@@ -187,6 +205,61 @@ async def test_rest_killed_at_any_step_loses_no_disk(
                 assert await reborn.kill_sandbox(started.sandbox_id)
             else:
                 assert may_be_lost
+            for child in listed:
+                await reborn.kill_sandbox(child)
+            await reborn.delete_snapshot(snapshot_id)
+            assert await reborn.list_snapshots() == ()
+            await world.assert_empty()
+    assert crash_at < MOST_STEPS - 1
+
+
+@pytest.mark.parametrize(
+    ("before", "work"),
+    [
+        ((), pause), ((), rest_long), ((), fork_memory), ((pause,), rest_long), ((pause,), resume),
+        ((pause,), fork_memory), ((rest_long,), resume), ((rest_long,), leave), ((rest_long,), fork_memory),
+    ],
+    ids=lambda work: work.__name__ if callable(work) else "+".join(step.__name__ for step in work) or "running",
+)  # fmt: skip
+@pytest.mark.parametrize("reboots", [False, True], ids=["restart", "reboot"])
+async def test_memory_killed_at_any_step_is_never_lost_with_its_disk_and_never_runs_twice(
+    tmp_path: Path, before: tuple[Work, ...], work: Work, reboots: bool
+) -> None:
+    """kill -9 while memory is saved, gone on from, given up or forked. After a restart the sandbox runs or is paused,
+    with its memory unless that was to be given up; a reboot costs the memory at most of what was not saved yet, and
+    what ran. The disk is there in every case, and one machine at most."""
+    for crash_at in range(1, MOST_STEPS):
+        world = World(tmp_path / str(crash_at))
+        world.keep_memory_in_files()
+        world.settings = replace(world.settings, reclaim_after_s=1.0)
+        steps, snapshot_id = Steps(), new_snapshot_id()
+        agent = await ready_agent(world, steps)
+        started = await agent.start_sandbox(request())
+        world.write_inside(started, "41")
+        world.guest(started).memory["counter"] = "7"
+        for step in before:
+            await step(agent, started.sandbox_id, snapshot_id)
+        steps.crash_at = len(steps.passed) + crash_at
+        if not await until_dead(steps, work(agent, started.sandbox_id, snapshot_id)) and await has_closed(agent):
+            break
+        if reboots:
+            world.reboot()
+        async with world.agent() as reborn:
+            await world.assert_owned(reborn)
+            listed = {sandbox.sandbox_id: sandbox for sandbox in await reborn.list_sandboxes()}
+            found = listed.pop(started.sandbox_id, None)
+            assert found is not None or (reboots and (not before or work is resume))
+            if found is not None:
+                again = await reborn.resume_sandbox(request(started.sandbox_id))
+                assert world.read_inside(again) == "41"
+                has_memory = world.guest(again).memory == {"counter": "7"}
+                is_running = found.state is NodeSandboxState.RUNNING
+                assert has_memory == (is_running or found.keeps_memory) == (is_running or again.kept_memory)
+                assert has_memory or reboots or work is leave
+                if rest_long in before and work is not leave:
+                    assert has_memory
+                assert len(world.runtime.machines) == 1 + len(listed)
+                assert await reborn.kill_sandbox(started.sandbox_id)
             for child in listed:
                 await reborn.kill_sandbox(child)
             await reborn.delete_snapshot(snapshot_id)

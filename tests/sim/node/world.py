@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from firebrick.clock import SystemClock
-from firebrick.guestlink.sim import SimGuests
+from firebrick.guestlink.sim import SimGuest, SimGuests
 from firebrick.linux.kernel_log import KernelLog
 from firebrick.model.errors import NotFound
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, TemplateId, is_machine_id, new_sandbox_id
@@ -35,6 +35,7 @@ WARM_KEY = WarmKey(build_id=BASE, runtime=RuntimeName.SIM, limits=LIMITS)
 EFFECTS = frozenset(
     {"start", "destroy", "prepare", "remove", "acquire", "release", "write", "wait_ready", "init"}
     | {"freeze", "thaw", "flush", "keep", "capture", "export_disk", "import_disk"}
+    | {"hold", "renew", "save_memory"}
 )
 
 
@@ -134,10 +135,10 @@ class World:
     def __init__(self, root: Path, *, slot_count: int = 8) -> None:
         self.clock = FastClock()
         self.root = root
-        self.runtime = SimRuntime(self.clock)
+        self.guests = SimGuests()
+        self.runtime = SimRuntime(self.clock, guests=self.guests)
         self.rootfs = SimRootfs()
         self.slots = SimSlotPool(size=slot_count)
-        self.guests = SimGuests()
         self.records = MachineRecords(root / "machines")
         self.settings = NodeSettings(
             node_id=NodeId("node-sim"),
@@ -203,7 +204,7 @@ class World:
         async def is_consistent() -> bool:
             sandboxes = await agent.list_sandboxes()
             listed = {sandbox.machine_id for sandbox in sandboxes}
-            kept = {s.machine_id for s in sandboxes if s.state is not NodeSandboxState.RUNNING and not s.keeps_memory}
+            kept = {s.machine_id for s in sandboxes if s.state is not NodeSandboxState.RUNNING and not s.address}
             warm_count = (await agent.describe()).warm_count
             kinds = self.machine_ids()
             taken = self.taken_slot_count()
@@ -224,6 +225,14 @@ class World:
     def keep_writes_inside(self) -> None:
         """From now on the runtime is one that has what a machine writes to itself."""
         self.runtime.offered |= {Capability.WRITES_INSIDE}
+
+    def keep_memory_in_files(self) -> None:
+        """From now on the runtime is one like Firecracker: a kernel of its own, and memory that can be saved."""
+        self.runtime.offered |= {Capability.OWN_KERNEL, Capability.KEEPS_MEMORY}
+
+    def guest(self, sandbox: NodeSandbox) -> SimGuest:
+        """Who runs inside, now."""
+        return self.guests.guests[self.stored()[sandbox.machine_id].control_token]
 
     def reboot(self) -> None:
         """The host comes back: files are there, machines and slots are not."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from firebrick_guest.auth import signature
 from firebrick_guest.entry import permissions
 from firebrick_guest.errors import ConnectError
-from firebrick_guest.init import _nanoseconds
+from firebrick_guest.init import nanoseconds
 from firebrick_guest.logs import EventLog
 from firebrick_guest.process import end_event
 from firebrick_guest.users import Accounts, User, resolve_path
@@ -114,10 +114,10 @@ def test_the_log_is_bounded_and_can_be_followed() -> None:
     assert log.read(5, 10) == {"entries": [], "next": 5}
 
 
-def test_timestamps_have_nanoseconds() -> None:
+def test_timestamps_havenanoseconds() -> None:
     """RFC 3339 in UTC is read exactly, nonsense refused."""
-    assert _nanoseconds("1970-01-02T00:00:01.000000005Z") == 86_401_000_000_005
-    assert _nanoseconds("1970-01-01T00:00:00+00:00") == 0
+    assert nanoseconds("1970-01-02T00:00:01.000000005Z") == 86_401_000_000_005
+    assert nanoseconds("1970-01-01T00:00:00+00:00") == 0
     for bad in ("now", "2024-01-01", "2024-01-01T00:00", "2024-13-01T00:00:00Z"):
         with pytest.raises(ConnectError):
-            _nanoseconds(bad)
+            nanoseconds(bad)

@@ -6,7 +6,10 @@ that the former one left, as it would find processes after a kill -9.
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 from firebrick.clock import Clock
 from firebrick.model.errors import WrongState
@@ -15,6 +18,19 @@ from firebrick.model.machine import ExitCause, MachineExit, RuntimeName, Usage
 from firebrick.runtimes.base import Capability, MachineSpec, MachineStatus, RuntimeFailed
 
 IDLE_MEMORY_BYTES = 20 * 1024 * 1024
+MEMORY_NAME = "machine"
+
+
+class GuestMemory(Protocol):
+    """What guests hold, told and taken by whoever simulates them."""
+
+    def dump(self, env: Mapping[str, str]) -> str:
+        """Of the guest that was started with this environment."""
+        ...
+
+    def load(self, text: str) -> None:
+        """A machine goes on from this."""
+        ...
 
 
 @dataclass(slots=True)
@@ -32,9 +48,10 @@ class SimMachine:
 
 
 class SimRuntime:
-    """`fail(method, nth)` makes a later call raise; `delay_s[method]` makes each call take that long."""
+    """`fail(method, nth)` makes a later call raise; `delay_s[method]` makes each call take that long. `refusal`: why no
+    saved memory can go on here. With `guests` it can be given KEEPS_MEMORY."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, guests: GuestMemory | None = None) -> None:
         self._clock = clock
         self._next_pid = 1000
         self._calls: Counter[str] = Counter()
@@ -42,6 +59,8 @@ class SimRuntime:
         self.machines: dict[MachineId, SimMachine] = {}
         self.delay_s: dict[str, float] = {}
         self.offered = frozenset({Capability.FREEZE})
+        self.refusal = ""
+        self._guests = guests
 
     @property
     def name(self) -> RuntimeName:
@@ -63,6 +82,8 @@ class SimRuntime:
         await self._step("start", spec.machine_id)
         if spec.machine_id in self.machines:
             raise WrongState(f"The machine {spec.machine_id} has been started already.")
+        if spec.memory is not None and self._guests is not None:
+            self._guests.load(self._read_memory(spec.memory))
         self._next_pid += 1
         self.machines[spec.machine_id] = SimMachine(spec=spec, pid=self._next_pid)
         return await self.inspect(spec.machine_id)
@@ -84,6 +105,22 @@ class SimRuntime:
     async def reclaim(self, machine_id: MachineId) -> int:
         self._living(machine_id).reclaim_count += 1
         return 0
+
+    async def save_memory(self, machine_id: MachineId, directory: Path) -> None:
+        await self._step("save_memory", machine_id)
+        machine = self._living(machine_id)
+        if not machine.is_frozen or self._guests is None:
+            raise RuntimeFailed(f"The simulated machine {machine_id} does not stand still.")
+        (directory / MEMORY_NAME).write_text(self._guests.dump(machine.spec.env))
+
+    async def memory_refusal(self, directory: Path) -> str:
+        return self.refusal
+
+    def _read_memory(self, directory: Path) -> str:
+        try:
+            return (directory / MEMORY_NAME).read_text()
+        except OSError as exc:
+            raise RuntimeFailed("The simulated memory cannot be read.", detail=str(exc)) from exc
 
     def _living(self, machine_id: MachineId) -> SimMachine:
         machine = self.machines.get(machine_id)
