@@ -18,6 +18,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -177,6 +178,9 @@ class OverlayRootfs:
         try:
             found = self.disk(machine_id).stat()
         except OSError:
+            return ""
+        # Of a block device the time is its name's.
+        if not stat.S_ISREG(found.st_mode):
             return ""
         return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
 

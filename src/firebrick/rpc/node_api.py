@@ -39,8 +39,8 @@ class NodeDescription:
 class StartSandbox:
     """`access_token` empty leaves the guest agent's API open; `runtime` None takes the node's strongest.
 
-    With `snapshot_id` the disk starts as that snapshot, on the runtime that made it; `build_id` is then its build.
-    `keep_memory` False, for a resume only, gives up kept memory: processes start anew on the kept disk.
+    With `snapshot_id` the disk starts as that snapshot, on the runtime that made it, and processes go on where it has
+    memory; `build_id` is then its build. `keep_memory` False gives up memory: processes start anew on the disk.
     """
 
     sandbox_id: SandboxId
@@ -70,7 +70,7 @@ class NodeSandbox:
     sandbox has no machine.
 
     `keeps_memory`: paused, and its processes wait where they were. `kept_memory`: running, and its last resume found
-    them so. `paused_at`: since when it is paused or kept.
+    them so, or its start went on from a snapshot's memory. `paused_at`: since when it is paused or kept.
     """
 
     sandbox_id: SandboxId
@@ -97,8 +97,8 @@ class PauseSandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PausedSandbox:
-    """What a pause left. `keeps_memory` False: only the disk. `disk_bytes`: what its disk takes on this node.
-    `is_silent`: its guest agent did not answer at the pause."""
+    """What a pause left. `keeps_memory` False: only the disk. `disk_bytes`: what its disk, and its memory once that is
+    in files, take on this node. `is_silent`: its guest agent did not answer at the pause."""
 
     sandbox_id: SandboxId
     machine_id: MachineId
@@ -112,8 +112,9 @@ class PausedSandbox:
 class NodeSnapshot:
     """A saved state from which sandboxes start, on the runtime that made it.
 
-    `disk_bytes`: what its disk holds. `stored_bytes`: what its chunks add to the store, compressed and without those
-    that were there before; None until the last of them is stored: then a copy on the node's disk is all there is.
+    `keeps_memory`: processes go on in what starts from it. `disk_bytes`: what its files hold. `stored_bytes`: what its
+    chunks add to the store, compressed and without those that were there before; None until the last of them is
+    stored: then a copy on the node's disk is all there is.
     """
 
     snapshot_id: SnapshotId
@@ -185,9 +186,11 @@ class NodeClient(Protocol):
         ...
 
     async def resume_sandbox(self, request: StartSandbox) -> NodeSandbox:
-        """From paused or kept to running: thawed where memory is kept (unless `request.keep_memory` is False),
-        else a new machine on the kept disk; then the guest agent takes its settings, as in a start. Its disk is
-        the kept one, whatever `request.snapshot_id` says. For one that runs the answer is that of the start.
+        """From paused or kept to running: thawed, or a new machine that goes on from saved memory, where memory is
+        kept and this node can go on from it (unless `request.keep_memory` is False), else a new machine that starts on
+        the kept disk; `kept_memory` of the answer tells which. Then the guest agent takes its settings, as in a start.
+        Its disk is the kept one, whatever `request.snapshot_id` says. For one that runs the answer is that of the
+        start.
 
         Raises: NotFound — nothing of it is here; NoCapacity; Unavailable; Internal — it is still paused.
         """
