@@ -207,14 +207,14 @@ class Machine:
     async def check_agent(self) -> None:
         """Raises WrongState when its guest agent does not answer."""
         try:
-            await self.link.wait_ready(timeout_s=ALIVE_TIMEOUT_S * self._settings.patience)
+            await self.link.wait_ready(timeout_s=ALIVE_TIMEOUT_S * self.settings.patience)
         except GuestSilent as exc:
             raise WrongState("The sandbox's guest agent does not answer.", detail=exc.message) from exc
 
     async def is_silent(self) -> bool:
         """Whether its guest agent does not answer; asked at a pause."""
         try:
-            await self.link.wait_ready(timeout_s=ALIVE_TIMEOUT_S * self._settings.patience)
+            await self.link.wait_ready(timeout_s=ALIVE_TIMEOUT_S * self.settings.patience)
         except GuestSilent:
             return True
         return False
@@ -358,7 +358,7 @@ class Machine:
             return
         try:
             timeout_s = FLUSH_TIMEOUT_S if must else ALIVE_TIMEOUT_S
-            await self.link.flush(timeout_s=timeout_s * self._settings.patience)
+            await self.link.flush(timeout_s=timeout_s * self.settings.patience)
         except GuestSilent as exc:
             if must:
                 raise
