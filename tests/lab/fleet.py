@@ -68,7 +68,7 @@ class Fleet:
         if why:
             raise parts.PartMissing(why)
         names = [f"lab{number}" for number in range(1, count + 1)]
-        with _cache_locked():
+        with cache_locked():
             built = build(parts.CACHE)
             saved = None if cold else state(built, memory_mib)
             shared = shelf(TEST_CACHE, parts.CACHE)
@@ -192,7 +192,8 @@ def _identify(outer: Outer, number: int, names: list[str]) -> None:
 
 
 @contextmanager
-def _cache_locked() -> Iterator[None]:
+def cache_locked() -> Iterator[None]:
+    """Nobody else builds in the cache meanwhile; what another left half made goes."""
     parts.CACHE.mkdir(parents=True, exist_ok=True)
     with (parts.CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

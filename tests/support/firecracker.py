@@ -13,6 +13,7 @@ import pytest
 
 from firebrick.builder.firecracker_release import CHECKSUMS, PROGRAMS, RELEASE
 from firebrick.builder.firecracker_tools import install_firecracker
+from firebrick.model.errors import Unavailable
 from firebrick.runtimes.firecracker.plan import Tools
 from tests.lab.parts import PartMissing, fetch_firecracker
 from tests.support.instance import CACHE
@@ -26,6 +27,21 @@ JAIL = {
 
 def pinned_programs() -> Path:
     """A directory with `firecracker` and `jailer`. Skips the test, loudly, where they cannot be had."""
+    try:
+        return _kept_programs()
+    except PartMissing as exc:
+        pytest.skip(f"NOT RUN: the pinned Firecracker cannot be had: {exc}")
+
+
+async def installed_tools() -> Tools:
+    """All that a microVM needs, in the cache as `firebrick setup firecracker --path` leaves it, and nothing of it from
+    GitHub. What is there and of this version is kept. Raises PartMissing, Unavailable."""
+    directory = CACHE / "tools" / "firecracker"
+    return await install_firecracker(directory, path=_kept_programs(), mirror=None, tell=lambda what, share: None)
+
+
+def _kept_programs() -> Path:
+    """Raises PartMissing."""
     wanted = CHECKSUMS["x86_64"]
     target = CACHE / f"firecracker-{RELEASE}"
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -37,8 +53,6 @@ def pinned_programs() -> Path:
                 making.chmod(0o755)
                 _get(making)
                 making.rename(target)
-            except PartMissing as exc:
-                pytest.skip(f"NOT RUN: the pinned Firecracker cannot be had: {exc}")
             finally:
                 shutil.rmtree(making, ignore_errors=True)
     assert {name: _sum(target / name) for name in PROGRAMS} == wanted
@@ -52,11 +66,10 @@ async def monitor_tools() -> Tools:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
         pytest.skip(f"NOT RUN: /dev/kvm does not open: {exc.strerror}")
-    directory = CACHE / "tools" / "firecracker"
-    tools = Tools(directory=directory)
-    if not all(path.is_file() for path in tools.files):
-        await install_firecracker(directory, path=pinned_programs(), mirror=None, tell=lambda what, share: None)
-    return tools
+    try:
+        return await installed_tools()
+    except (PartMissing, Unavailable) as exc:
+        pytest.skip(f"NOT RUN: what microVMs need cannot be had: {exc}")
 
 
 def release_archive(programs: Path) -> bytes:

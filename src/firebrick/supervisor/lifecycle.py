@@ -141,7 +141,7 @@ async def start(config: Config, clock: Clock) -> None:
                     f"The {role} process did not become healthy within {ready_timeout_s:.0f} s. "
                     f"{_last_words(config, role)}"
                 )
-            await clock.sleep(POLL_S)
+            await clock.sleep(config.patient_s(POLL_S))
 
 
 def _last_words(config: Config, role: str) -> str:
