@@ -290,7 +290,7 @@ class Machine:
 
     async def _hold(self) -> None:
         """Let all inside but the guest agent stand still, its disk flushed. Raises GuestSilent."""
-        await self.link.hold(for_s=HOLD_S * self.settings.patience, timeout_s=FLUSH_TIMEOUT_S)
+        await self.link.hold(for_s=HOLD_S * self.settings.patience, timeout_s=FLUSH_TIMEOUT_S * self.settings.patience)
 
     async def leave_memory(self) -> None:
         """Before `destroy`, and only when it `may_leave_memory`: from now on its files count. Raises FirebrickError;
