@@ -61,6 +61,15 @@ class Config:
     default_millicpu: int = setting(2000, "millicpu", "CPU of a sandbox of the base template")
     default_memory_mib: int = setting(1024, "MiB", "memory of a sandbox of the base template")
     default_disk_mib: int = setting(10240, "MiB", "most a sandbox may write to its disk")
+    disk_clones: str = setting(
+        "auto",
+        "name",
+        "how disks are cloned: auto, sparse, reflink (XFS, btrfs) or devmapper; auto takes devmapper where disk_pool "
+        "is set, else reflink where the filesystem can, else sparse",
+    )
+    disk_pool: str = setting(
+        "", "path", "block device for devmapper's pool, blank at first; empty: a file in the data directory"
+    )
     default_process_count: int = setting(4096, "count", "most processes and threads in a sandbox")
     cpu_overcommit: float = setting(64.0, "ratio", "promised CPU over real CPU at most; idle sandboxes use none")
     memory_overcommit: float = setting(4.0, "ratio", "promised memory over real memory at most")
@@ -201,6 +210,10 @@ def _check(config: Config) -> None:
         raise Invalid("Settings 'tls_certificate' and 'tls_key' go together: give both, or neither.")
     if config.runtime not in ("auto", "firecracker", "gvisor", "container", "sim"):
         raise Invalid(f"Setting 'runtime' must be auto, firecracker, gvisor, container or sim, not '{config.runtime}'.")
+    if config.disk_clones not in ("auto", "sparse", "reflink", "devmapper"):
+        raise Invalid(f"Setting 'disk_clones' must be auto, sparse, reflink or devmapper, not '{config.disk_clones}'.")
+    if config.disk_pool and config.disk_clones not in ("auto", "devmapper"):
+        raise Invalid(f"Setting 'disk_pool' is for devmapper; 'disk_clones' is '{config.disk_clones}'.")
     if config.patience <= 0:
         raise Invalid(f"Setting 'patience' must be more than 0, not {config.patience}.")
     if config.autopsy_hours < 24:

@@ -19,6 +19,7 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _LO_FLAGS_READ_ONLY = 1
 _LO_FLAGS_AUTOCLEAR = 4
 _FICLONE = 0x40049409
+_BLKDISCARD = 0x1277
 
 # struct loop_config: backing fd, block size, loop_info64 (flags and name are all we set), reserved.
 _CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 8Q")
@@ -59,12 +60,61 @@ def clone_sparse(source: Path, target: Path) -> None:
 
     `target` must not exist. Raises OSError; then `target` is removed.
     """
+    try:
+        clone_by_reference(source, target)
+    except OSError as exc:
+        if exc.errno not in _CANNOT_CLONE:
+            raise
+        copy_extents(source, target)
+
+
+def clone_by_reference(source: Path, target: Path) -> None:
+    """Let `target`, which must not exist, share the blocks of `source` until one of them is written.
+
+    Raises OSError; then `target` is removed. EOPNOTSUPP, EXDEV, ENOTTY: this filesystem cannot.
+    """
+    with _copying(source, target) as (reader, writer):
+        fcntl.ioctl(writer, _FICLONE, reader)
+
+
+def copy_extents(source: Path, target: Path) -> None:
+    """Copy what is no hole. `target` must not exist. Raises OSError; then `target` is removed."""
+    with _copying(source, target) as (reader, writer):
+        os.ftruncate(writer, os.fstat(reader).st_size)
+        copy_data(reader, writer)
+
+
+@contextmanager
+def _copying(source: Path, target: Path) -> Iterator[tuple[int, int]]:
     with source.open("rb") as reader, target.open("xb") as writer:
         try:
-            _copy(reader.fileno(), writer.fileno())
+            yield reader.fileno(), writer.fileno()
         except BaseException:
             target.unlink()
             raise
+
+
+def copy_data(reader: int, writer: int) -> None:
+    """Write what is no hole of a file to the same places of a file or device. Raises OSError."""
+    for start, end in data_extents(reader, os.fstat(reader).st_size):
+        position = start
+        while position < end:
+            chunk = os.pread(reader, min(end - position, 1 << 20), position)
+            if not chunk:  # cut off meanwhile
+                return
+            written = 0
+            while written < len(chunk):
+                written += os.pwrite(writer, chunk[written:], position + written)
+            position += len(chunk)
+
+
+def discard(device: Path, size_bytes: int) -> None:
+    """Give back all that is behind a block device; it reads as zeros or as anything. Raises OSError."""
+    descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("=QQ", 0, size_bytes))
+    finally:
+        os.close(descriptor)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -106,25 +156,6 @@ def _attach(backing: int, image: Path, read_only: bool) -> tuple[Path, int]:
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, f"no loop device could be had in {_ATTACH_ATTEMPTS} attempts", str(image))
-
-
-def _copy(reader: int, writer: int) -> None:
-    try:
-        fcntl.ioctl(writer, _FICLONE, reader)
-        return
-    except OSError as exc:
-        if exc.errno not in _CANNOT_CLONE:
-            raise
-    size = os.fstat(reader).st_size
-    os.ftruncate(writer, size)
-    for start, end in data_extents(reader, size):
-        position = start
-        while position < end:
-            chunk = os.pread(reader, min(end - position, 1 << 20), position)
-            written = 0
-            while written < len(chunk):
-                written += os.pwrite(writer, chunk[written:], position + written)
-            position += len(chunk)
 
 
 def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

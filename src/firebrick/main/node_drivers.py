@@ -28,8 +28,10 @@ from firebrick.network.pool import NativeSlotPool
 from firebrick.network.sim import SimSlotPool
 from firebrick.node.drivers import AgentImage, NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.identity import load_node_id
+from firebrick.rootfs.disks import CloneKind, Disks, FileDisks
 from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.rootfs.sim import SimRootfs
+from firebrick.rootfs.thin_disks import ThinDisks
 from firebrick.runtimes.base import Runtime
 from firebrick.runtimes.container.driver import ContainerRuntime
 from firebrick.runtimes.firecracker.driver import FirecrackerRuntime
@@ -74,9 +76,15 @@ def build_drivers(config: Config) -> NodeDrivers:
             clock=clock,
         )
     instance = instance_name(config.data_dir)
+    rootfs_dir = config.node_dir / "rootfs"
     return NodeDrivers(
         runtimes=build_runtimes(config, instance),
-        rootfs=OverlayRootfs(root=config.node_dir / "rootfs", instance=instance, disk_mib=config.default_disk_mib),
+        rootfs=OverlayRootfs(
+            root=rootfs_dir,
+            instance=instance,
+            disks=build_disks(config, rootfs_dir, instance),
+            disk_mib=config.default_disk_mib,
+        ),
         slots=NativeSlotPool(
             instance=instance,
             prefix=_prefix(config),
@@ -89,6 +97,15 @@ def build_drivers(config: Config) -> NodeDrivers:
         clock=clock,
         memory_kills=KernelLog(),
     )
+
+
+def build_disks(config: Config, rootfs_dir: Path, instance: str) -> Disks:
+    """How disks are cloned; files find out by themselves what their filesystem can."""
+    if config.disk_clones == CloneKind.DEVMAPPER or config.disk_pool:
+        device = Path(config.disk_pool) if config.disk_pool else None
+        return ThinDisks(rootfs_dir / "thin", instance=instance, device=device)
+    kind = None if config.disk_clones == "auto" else CloneKind(config.disk_clones)
+    return FileDisks(rootfs_dir / "seeds", kind=kind)
 
 
 def build_runtimes(config: Config, instance: str) -> Mapping[RuntimeName, Runtime]:

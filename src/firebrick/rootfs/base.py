@@ -4,7 +4,7 @@
                                               ▲                  └── keep ──▶ disk file ── remove ──▶ nothing
                                               └──── from a disk file: a kept one, or one that `capture` wrote
 
-What a machine wrote is one file, whole without the machine, with owners as they were inside: it fits any id shift.
+What a machine wrote is one disk, whole without the machine, with owners as they were inside: it fits any id shift.
 
 The upper is bounded by `disk_mib`; what a machine writes beyond it fails inside with ENOSPC and touches
 nobody else. Uppers may be made ahead. Everything is named by machine id, so `recover` knows whose it is.
@@ -30,7 +30,8 @@ class Rootfs:
     with the machine's rootfs. None: this driver has no such place.
 
     Where it was prepared for a kernel of the machine's own, `disk_file` is all there is beside `image`: a filesystem in
-    a file, with the upper in its directory `upper`. It is not mounted, `path` and `disk` are not there.
+    a file or a block device, with the upper in its directory `upper`. It is not mounted; `path` and `disk` are not
+    there.
     """
 
     machine_id: MachineId
@@ -59,8 +60,9 @@ class RootfsDriver(Protocol):
     ) -> Rootfs:
         """Clone `image` for one machine. Raises RootfsFailed; then nothing is left. O(1), no copying.
 
-        With `disk` the machine begins with what that file holds: a copy of its data, or with `shares` the file
-        itself, under a second name, which is O(1); then its former machine must be kept and stay so.
+        With `disk` the machine begins with what that disk holds: a copy of its data, or with `shares` the disk
+        itself, under a second name, which is O(1); then its former machine must be kept and stay so. Where that is
+        smaller than `disk_mib` it grows, and its filesystem with it; it never shrinks.
         `id_shift` is for runtimes that put a machine into a user namespace: owner n of the image is then
         n + id_shift on the host, for ids 0 to 65535. 0 leaves owners as they are.
         Not `is_mounted`: for a machine with a kernel of its own, see `Rootfs.disk_file`.
@@ -81,7 +83,7 @@ class RootfsDriver(Protocol):
         ...
 
     def disk(self, machine_id: MachineId) -> Path:
-        """The file with what a machine wrote, while it is prepared or kept."""
+        """What a machine wrote, while it is prepared or kept: a file or block device for `prepare` and `mend`."""
         ...
 
     def stamp(self, machine_id: MachineId) -> str:

@@ -2,7 +2,8 @@
 
     root/images/<key>/image     the image, mounted read-only once
     root/machines/<machine>/    disk.img, disk/ (its mount), rootfs/ (the merged tree)
-    root/pool/, making/, seeds/ uppers made ahead, in the making, and what they are cloned from
+    root/pool/, making/         uppers made ahead, and in the making
+    root/seeds/, thin/          of the driver of disks: what they are cloned from
 
 `prepare` takes an upper from the pool, renames its directory and mounts once: about a millisecond. All mounts
 live in the host's namespace and survive our process; `recover` reads them back from mountinfo.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from firebrick.linux.idmap import ShiftedNamespaces, filesystem_user
-from firebrick.linux.loop import attached, copy_file
+from firebrick.linux.loop import attached
 from firebrick.linux.mount import (
     MS_NODEV,
     MS_RDONLY,
@@ -42,13 +43,13 @@ from firebrick.log import get_log
 from firebrick.model.errors import DiskFull
 from firebrick.model.ids import MachineId, is_machine_id
 from firebrick.rootfs.base import Rootfs, RootfsFailed
+from firebrick.rootfs.disks import Disks, FileDisks
+from firebrick.rootfs.ext4 import check_ext4
 from firebrick.rootfs.upper import (
+    Fill,
     Upper,
-    check_image,
     destroy_upper,
     flush_upper,
-    make_disk_file,
-    make_seed,
     make_upper,
     unmount_patiently,
     unmount_upper,
@@ -77,6 +78,7 @@ class OverlayRootfs:
 
     Args:
         root: ours alone, on a filesystem with sparse files; made if absent.
+        disks: how what a machine writes is kept and cloned; None: as sparse files.
         instance: shown as the source of every overlay mount, for people who read mountinfo.
         pool_size: uppers kept mounted ahead; each costs 230 KiB of disk and a loop device.
         disk_mib: size of those uppers; `prepare` of another size makes its own, in about 5 ms.
@@ -89,11 +91,13 @@ class OverlayRootfs:
         *,
         root: Path,
         instance: str,
+        disks: Disks | None = None,
         pool_size: int = 4,
         disk_mib: int = 10240,
         reserve_mib: int = 512,
     ) -> None:
         self._root = root
+        self._disks = disks or FileDisks(root / "seeds")
         self._source = f"firebrick-{instance}"
         self._pool_size = pool_size
         self._disk_mib = disk_mib
@@ -126,14 +130,13 @@ class OverlayRootfs:
         with _Translate(f"prepare the disk of machine {machine_id}"):
             await self._blocking(self._check_room)
             if not is_mounted:
-                return await self._prepare_file(machine_id, image, disk_mib=disk_mib, disk=disk, shares=shares)
+                return await self._prepare_file(machine_id, image, self._fill(disk_mib, disk, shares))
             lower = await self._lower(image)
             is_new = disk is None and disk_mib == self._disk_mib
             ready = self._ready.pop() if self._ready and is_new else None
             self._taken.set()
-            make = partial(self._make, self._root / "pool", disk_mib) if disk is None else partial(
-                self._make_from, self._root / "pool", disk, shares
-            )  # fmt: skip
+            # NOTE: one of a used disk is of no size that the pool knows: after a crash it is not taken for a new one.
+            make = partial(self._make, "used" if disk else str(disk_mib), self._fill(disk_mib, disk, shares))
             work = asyncio.ensure_future(self._blocking(self._clone, machine_id, lower, ready, make, id_shift))
             try:
                 path = await asyncio.shield(work)
@@ -145,10 +148,8 @@ class OverlayRootfs:
         inside = self._machine(machine_id).disk
         return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=inside)
 
-    async def _prepare_file(
-        self, machine_id: MachineId, image: Path, *, disk_mib: int, disk: Path | None, shares: bool
-    ) -> Rootfs:
-        work = asyncio.ensure_future(self._blocking(self._clone_file, machine_id, disk_mib, disk, shares))
+    async def _prepare_file(self, machine_id: MachineId, image: Path, fill: Fill) -> Rootfs:
+        work = asyncio.ensure_future(self._blocking(self._clone_file, machine_id, fill))
         try:
             upper = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -159,17 +160,17 @@ class OverlayRootfs:
 
     async def remove(self, machine_id: MachineId) -> None:
         with _Translate(f"remove the disk of machine {machine_id}"):
-            await self._blocking(destroy_upper, self._machine(machine_id))
+            await self._blocking(destroy_upper, self._disks, self._machine(machine_id))
 
     async def flush(self, machine_id: MachineId) -> None:
         with _Translate(f"flush the disk of machine {machine_id}"):
             # NOTE: looked at before. What the kernel tries to write and finds no room for, it forgets.
             await self._blocking(self._check_room, _FLUSH_MIB)
-            await self._blocking(flush_upper, self._machine(machine_id))
+            await self._blocking(flush_upper, self._disks, self._machine(machine_id))
 
     async def keep(self, machine_id: MachineId) -> None:
         with _Translate(f"keep the disk of machine {machine_id}"):
-            await self._blocking(unmount_upper, self._machine(machine_id))
+            await self._blocking(unmount_upper, self._disks, self._machine(machine_id))
 
     def disk(self, machine_id: MachineId) -> Path:
         return self._machine(machine_id).image
@@ -191,23 +192,25 @@ class OverlayRootfs:
 
     async def mend(self, disk: Path) -> None:
         with _Translate("check a copied disk"):
-            await self._blocking(check_image, disk)
+            await self._blocking(check_ext4, disk)
 
     async def usage_bytes(self, machine_id: MachineId) -> int:
         try:
-            return await self._blocking(self._machine(machine_id).used_bytes)
+            return await self._blocking(self._disks.used_bytes, self._machine(machine_id).image)
         except OSError:
             return 0
 
     async def recover(self, keep: frozenset[MachineId], kept: frozenset[MachineId] = frozenset()) -> None:
         with _Translate("recover the disks of an earlier run"):
             await self._blocking(self._claim_root)
+            await self._blocking(self._disks.open, self._images_of_machines())
             for machine_id in await self._blocking(self._strangers, keep):
                 if machine_id in kept:
                     await self.keep(machine_id)
                 else:
                     await self._remove_orphan(machine_id)
             self._ready = await self._blocking(self._sort_pool)
+            await self._blocking(self._disks.sweep)
 
     async def close(self) -> None:
         if self._is_closed:
@@ -220,7 +223,7 @@ class OverlayRootfs:
         unused, self._ready = self._ready, []
         with _Translate("take down unused disks"):
             for upper in unused:
-                await self._blocking(destroy_upper, upper)
+                await self._blocking(destroy_upper, self._disks, upper)
             await self._blocking(self._release_unused)
         self._namespaces.close()
         self._threads.shutdown(wait=True)
@@ -248,7 +251,7 @@ class OverlayRootfs:
             await self._taken.wait()
 
     async def _make_ready(self) -> Upper:
-        work = asyncio.ensure_future(self._blocking(self._make, self._root / "pool", self._disk_mib))
+        work = asyncio.ensure_future(self._blocking(self._make, str(self._disk_mib), self._fill(self._disk_mib)))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -280,17 +283,26 @@ class OverlayRootfs:
             else:
                 self._mount_merged(upper, lower)
         except BaseException:
-            destroy_upper(upper)
+            destroy_upper(self._disks, upper)
             raise
         return upper.merged
 
-    def _clone_file(self, machine_id: MachineId, disk_mib: int, disk: Path | None, shares: bool) -> Upper:
+    def _clone_file(self, machine_id: MachineId, fill: Fill) -> Upper:
         target = self._machine(machine_id)
         if target.directory.exists():
             raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
-        source = disk if disk is not None else make_seed(self._root / "seeds", disk_mib=disk_mib)
-        made = make_disk_file(source, self._root / "making" / f"file-{secrets.token_hex(6)}", shares=shares)
-        return made.moved(target.directory)
+        name = f"file-{secrets.token_hex(6)}"
+        return make_upper(self._disks, self._root / "making" / name, fill, is_mounted=False).moved(target.directory)
+
+    def _fill(self, disk_mib: int, disk: Path | None = None, shares: bool = False) -> Fill:
+        if disk is None:
+            return partial(self._disks.make, disk_mib=disk_mib)
+
+        def fill(image: Path) -> None:
+            (self._disks.share if shares else self._disks.copy)(disk, image)
+            self._disks.grow(image, disk_mib=disk_mib)
+
+        return fill
 
     def _mount_merged(self, upper: Upper, lower: Path) -> None:
         options = f"lowerdir={option_path(lower)},upperdir={option_path(upper.upper)}"
@@ -308,21 +320,17 @@ class OverlayRootfs:
         with filesystem_user(id_shift):
             self._mount_merged(upper, upper.merged)
 
-    def _make(self, place: Path, disk_mib: int) -> Upper:
-        seed = make_seed(self._root / "seeds", disk_mib=disk_mib)
-        name = f"{disk_mib}-{secrets.token_hex(6)}"
-        made = make_upper(seed, self._root / "making" / name)
-        return made.moved(place / name)
-
-    def _make_from(self, place: Path, disk: Path, shares: bool) -> Upper:
-        # NOTE: of no size that the pool knows: after a crash it is not taken for a new one.
-        name = f"used-{secrets.token_hex(6)}"
-        return make_upper(disk, self._root / "making" / name, shares=shares).moved(place / name)
+    def _make(self, prefix: str, fill: Fill) -> Upper:
+        name = f"{prefix}-{secrets.token_hex(6)}"
+        return make_upper(self._disks, self._root / "making" / name, fill).moved(self._root / "pool" / name)
 
     def _capture(self, upper: Upper, target: Path) -> None:
         if os.path.ismount(upper.disk) or not upper.has_mounts:
-            flush_upper(upper)
-        copy_file(upper.image, target)
+            flush_upper(self._disks, upper)
+        self._disks.capture(upper.image, target)
+
+    def _images_of_machines(self) -> list[Path]:
+        return [Upper(directory=directory).image for directory in (self._root / "machines").iterdir()]
 
     def _mount_image(self, image: Path) -> Path:
         key = hashlib.sha256(os.fsencode(image)).hexdigest()[:16]
@@ -341,6 +349,12 @@ class OverlayRootfs:
                 f"The node's disk is full: {free_mib} MiB free where {wanted_mib} MiB must stay free. "
                 "Free space there, or move data_dir to a larger disk; then try again.",
                 detail=str(self._root),
+            )
+        pool_mib = self._disks.free_mib()
+        if pool_mib is not None and pool_mib < wanted_mib:
+            raise DiskFull(
+                f"The pool of the node's disks is full: {pool_mib} MiB free where {wanted_mib} MiB must stay free. "
+                "End sandboxes, delete paused ones, or enlarge the device of disk_pool; then try again.",
             )
 
     def _claim_root(self) -> None:
@@ -368,7 +382,7 @@ class OverlayRootfs:
 
     def _sort_pool(self) -> list[Upper]:
         for directory in (self._root / "making").iterdir():
-            _destroy_leftover(Upper(directory=directory))
+            self._destroy_leftover(Upper(directory=directory))
         adopted: list[Upper] = []
         for directory in (self._root / "pool").iterdir():
             upper = Upper(directory=directory)
@@ -376,12 +390,18 @@ class OverlayRootfs:
             if fits and len(adopted) < self._pool_size:
                 adopted.append(upper)
             else:
-                _destroy_leftover(upper)
+                self._destroy_leftover(upper)
         return adopted
+
+    def _destroy_leftover(self, upper: Upper) -> None:
+        try:
+            destroy_upper(self._disks, upper)
+        except OSError as exc:
+            log.warning("rootfs.leftover_stays", directory=str(upper.directory), error=str(exc))
 
     def _release_unused(self) -> None:
         # A machine of which only the disk is kept has no mount and needs no image.
-        if mounts_below(self._root / "machines"):
+        if not self._disks.close() or mounts_below(self._root / "machines"):
             return
         for target in sorted((self._root / "images").glob("*/*"), reverse=True):
             unmount_patiently(target)
@@ -408,13 +428,6 @@ class _Translate:
             raise RootfsFailed(f"Cannot {self._doing}: {exc.strerror}.", detail=str(exc)) from exc
         if isinstance(exc, CommandFailed):
             raise RootfsFailed(f"Cannot {self._doing}: a tool of the host failed.", detail=str(exc)) from exc
-
-
-def _destroy_leftover(upper: Upper) -> None:
-    try:
-        destroy_upper(upper)
-    except OSError as exc:
-        log.warning("rootfs.leftover_stays", directory=str(upper.directory), error=str(exc))
 
 
 def _mount_erofs(image: Path, target: Path) -> None:

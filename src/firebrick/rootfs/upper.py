@@ -1,9 +1,9 @@
-"""Uppers: what one machine may write, as a sparse ext4 image behind a loop device.
+"""Uppers: what one machine may write, as a disk of its own, mounted or left to the machine's kernel.
 
-A filesystem of its own is the disk limit: project quotas are not on every kernel, and a full image is ENOSPC
+A filesystem of its own is the disk limit: project quotas are not on every kernel, and a full disk is ENOSPC
 for its own machine only. All functions block and are called from threads; they raise OSError or CommandFailed.
 
-    seeds/<mib>.img ── clone ──▶ making/<name>/ ── rename, when mounted ──▶ pool/<name>/ ──▶ machines/<id>/
+    disks ── fill ──▶ making/<name>/ ── rename, when mounted ──▶ pool/<name>/ ──▶ machines/<id>/
 
 Each directory holds `disk.img` and its mount `disk/`, with overlayfs' `upper` and `work` inside. The rename of
 the whole directory is what commits a step: whatever is in `making` after a crash is half-made.
@@ -11,39 +11,19 @@ the whole directory is what commits a step: whatever is in `making` after a cras
 
 import errno
 import os
-import secrets
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from firebrick.linux.loop import attached, clone_sparse, sync_filesystem
+from firebrick.linux.loop import sync_filesystem
 from firebrick.linux.mount import MS_NOATIME, MS_NODEV, MS_NOSUID, mount, unmount
-from firebrick.linux.process import CommandFailed, run_sync
+from firebrick.rootfs.disks import Disks
+from firebrick.rootfs.ext4 import MOUNT_OPTIONS
 
-# No journal: what outlives the kernel that mounted it was flushed while nothing wrote, and is checked before it is
-# used again; so the second write would buy nothing.
-# Lazy tables: mkfs writes 230 KiB instead of 160 MiB for 10 GiB.
-_MKFS = (
-    "mkfs.ext4",
-    "-q",
-    "-F",
-    "-b",
-    "4096",
-    "-m",
-    "0",
-    "-O",
-    "^has_journal,^resize_inode",
-    "-E",
-    "lazy_itable_init=1,nodiscard",
-)
-# noinit_itable: else the kernel fills those lazy tables behind our back, 160 MiB of host disk per machine.
-# discard: what a guest deletes becomes a hole in the image, so host disk is given back.
-_OPTIONS = "discard,noinit_itable,errors=remount-ro"
-
-_E2FSCK_TIMEOUT_S = 600.0
-_E2FSCK_MENDED = 3
-"""Bits of its status that mean: it found something and mended it."""
+Fill = Callable[[Path], None]
+"""Puts a disk at a path."""
 
 UNMOUNT_PATIENCE_S = 5.0
 """How long a mount may stay busy after its machine was destroyed: the kernel lets go of a killed process's
@@ -86,9 +66,6 @@ class Upper:
         self.directory.rename(directory)
         return Upper(directory=directory)
 
-    def used_bytes(self) -> int:
-        return self.image.stat().st_blocks * 512
-
     def is_pristine(self) -> bool:
         """Mounted, empty, and owned as a new one: fit for the pool after a restart of ours."""
         try:
@@ -97,68 +74,51 @@ class Upper:
             return False
 
 
-def make_upper(image: Path, directory: Path, *, shares: bool = False) -> Upper:
-    """Mount a clone of `image`: a seed, or what an earlier machine has written. With `shares` no clone but the file
-    itself, under a second name: then the directory it came from must not be mounted.
+def make_upper(disks: Disks, directory: Path, fill: Fill, *, is_mounted: bool = True) -> Upper:
+    """A new directory with the disk that `fill` puts there; not `is_mounted`: for a kernel that mounts it by itself.
 
-    Raises OSError, CommandFailed; then `directory` is removed.
+    Raises OSError, CommandFailed, RootfsFailed; then `directory` is removed.
     """
     made = Upper(directory=directory)
     directory.mkdir(parents=True)
     try:
-        made.disk.mkdir()
-        made.merged.mkdir()
-        if shares:
-            os.link(image, made.image)
-        else:
-            clone_sparse(image, made.image)
-        _mount_image(made)
-        if not made.upper.exists():
-            made.upper.mkdir()
-            made.upper.chmod(0o755)
-        if made.work.exists():
-            # An overlay marks its work directory as volatile and would refuse it; what is in it is of no use.
-            shutil.rmtree(made.work)
-        made.work.mkdir(mode=0o700)
+        fill(made.image)
+        if is_mounted:
+            _mount(disks, made)
     except BaseException:
-        destroy_upper(made)
+        destroy_upper(disks, made)
         raise
     return made
 
 
-def make_disk_file(image: Path, directory: Path, *, shares: bool = False) -> Upper:
-    """As `make_upper`, for a kernel that mounts the clone by itself: here it is not.
-
-    Raises OSError; then `directory` is removed.
-    """
-    made = Upper(directory=directory)
-    directory.mkdir(parents=True)
-    try:
-        if shares:
-            os.link(image, made.image)
-        else:
-            clone_sparse(image, made.image)
-    except BaseException:
-        destroy_upper(made)
-        raise
-    return made
+def _mount(disks: Disks, made: Upper) -> None:
+    made.disk.mkdir()
+    made.merged.mkdir()
+    _mount_image(disks, made)
+    if not made.upper.exists():
+        made.upper.mkdir()
+        made.upper.chmod(0o755)
+    if made.work.exists():
+        # An overlay marks its work directory as volatile and would refuse it; what is in it is of no use.
+        shutil.rmtree(made.work)
+    made.work.mkdir(mode=0o700)
 
 
-def _mount_image(upper: Upper) -> None:
+def _mount_image(disks: Disks, upper: Upper) -> None:
     # No setuid on the host's own view of the disk: a guest's programs must not serve a local user to become root. The
     # tree that the guest sees is mounted over it and has flags of its own.
-    with attached(upper.image) as device:
-        mount(device, upper.disk, "ext4", flags=MS_NOSUID | MS_NODEV | MS_NOATIME, options=_OPTIONS)
+    with disks.attached(upper.image) as device:
+        mount(device, upper.disk, "ext4", flags=MS_NOSUID | MS_NODEV | MS_NOATIME, options=MOUNT_OPTIONS)
 
 
-def unmount_upper(upper: Upper) -> None:
-    """Unmount, and leave the image with all that was written, flushed. Idempotent. Raises OSError."""
+def unmount_upper(disks: Disks, upper: Upper) -> None:
+    """Unmount, and leave the disk with all that was written, flushed. Idempotent. Raises OSError."""
     unmount_patiently(upper.merged)
     unmount_patiently(upper.disk)
-    flush_file(upper.image)
+    disks.flush(upper.image)
 
 
-def flush_upper(upper: Upper) -> None:
+def flush_upper(disks: Disks, upper: Upper) -> None:
     """Bring what was written to the host's disk. Raises OSError."""
     if upper.has_mounts:
         descriptor = os.open(upper.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -166,49 +126,16 @@ def flush_upper(upper: Upper) -> None:
             sync_filesystem(descriptor)
         finally:
             os.close(descriptor)
-    flush_file(upper.image)
+    disks.flush(upper.image)
 
 
-def flush_file(path: Path) -> None:
-    """fsync. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_image(image: Path) -> None:
-    """Make an image whole that was copied while it was mounted, or whose host lost power. Raises CommandFailed."""
-    done = run_sync(["e2fsck", "-f", "-y", image], check=False, timeout_s=_E2FSCK_TIMEOUT_S)
-    if done.returncode & ~_E2FSCK_MENDED:
-        raise CommandFailed(["e2fsck", "-f", "-y", str(image)], done.returncode, done.stdout + done.stderr)
-
-
-def make_seed(seeds: Path, *, disk_mib: int) -> Path:
-    """Format an empty image of that size once. Raises CommandFailed or OSError."""
-    seed = seeds / f"{disk_mib}.img"
-    if seed.exists():
-        return seed
-    seeds.mkdir(parents=True, exist_ok=True)
-    # Of its own name: two threads may format the same size at once, and either result is good.
-    draft = seed.with_suffix(f".{secrets.token_hex(6)}")
-    try:
-        with draft.open("wb") as image:
-            image.truncate(disk_mib << 20)
-        run_sync([*_MKFS, draft])
-        draft.rename(seed)
-    finally:
-        draft.unlink(missing_ok=True)
-    return seed
-
-
-def destroy_upper(upper: Upper) -> None:
-    """Unmount both mounts and delete the directory. Idempotent. Raises OSError: EBUSY when still in use."""
+def destroy_upper(disks: Disks, upper: Upper) -> None:
+    """Unmount both mounts, remove the disk and the directory. Idempotent. Raises OSError: EBUSY when still in use."""
     if not upper.directory.exists():
         return
     unmount_patiently(upper.merged)
     unmount_patiently(upper.disk)
+    disks.remove(upper.image)
     shutil.rmtree(upper.directory)
 
 

@@ -1,8 +1,7 @@
 """What every rootfs driver promises, over each of them."""
 
-import os
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import pytest
 
 from firebrick.model.ids import MachineId, new_machine_id
 from firebrick.rootfs.base import RootfsDriver, RootfsFailed
+from firebrick.rootfs.disks import CloneKind
 from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.rootfs.sim import SimRootfs
-from tests.support.rootfs import leaks_below, make_image
+from tests.support.rootfs import leaks_below, make_disks, make_image, place_for
 from tests.support.wait import wait_for
 
 DISK_MIB = 16
@@ -26,18 +26,30 @@ class World:
     start: Callable[[frozenset[MachineId]], Awaitable[RootfsDriver]]
 
 
-@pytest.fixture(params=["sim", pytest.param("overlay", marks=pytest.mark.needs_root)])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+@pytest.fixture(params=["sim", *(pytest.param(kind, marks=pytest.mark.needs_root) for kind in CloneKind)])
+def kind(request: pytest.FixtureRequest) -> CloneKind | None:
+    return None if request.param == "sim" else CloneKind(request.param)
+
+
+@pytest.fixture
+def place(kind: CloneKind | None, tmp_path: Path) -> Iterator[Path]:
+    with place_for(kind, tmp_path) if kind is not None else contextlib.nullcontext(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def world(kind: CloneKind | None, place: Path, tmp_path: Path) -> AsyncIterator[World]:
     disks: dict[MachineId, int] = {}
     opened: list[RootfsDriver] = []
-    if request.param == "overlay" and (os.geteuid() != 0 or not shutil.which("mkfs.erofs")):
-        pytest.skip("overlay mounts need root and erofs-utils")
-    image = make_image(tmp_path) if request.param == "overlay" else tmp_path / "rootfs.erofs"
+    image = make_image(tmp_path) if kind is not None else tmp_path / "rootfs.erofs"
 
     def driver() -> RootfsDriver:
-        if request.param == "sim":
+        if kind is None:
             return SimRootfs(disks=disks)
-        return OverlayRootfs(root=tmp_path / "disks", instance="contract", pool_size=2, disk_mib=DISK_MIB)
+        root = place / "disks"
+        return OverlayRootfs(
+            root=root, instance="contract", disks=make_disks(kind, root), pool_size=2, disk_mib=DISK_MIB, reserve_mib=64
+        )
 
     async def start(keep: frozenset[MachineId]) -> RootfsDriver:
         made = driver()
@@ -53,7 +65,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await last.recover(frozenset())
     await last.close()
     assert disks == {}
-    await wait_for(lambda: not leaks_below(tmp_path), status=lambda: leaks_below(tmp_path))
+    await wait_for(lambda: not leaks_below(place / "disks"), status=lambda: leaks_below(place / "disks"))
 
 
 async def test_prepare_names_its_machine(world: World) -> None:
