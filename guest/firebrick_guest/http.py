@@ -6,6 +6,7 @@ while the client does not read (so an answer never does).
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import BinaryIO
 
@@ -21,6 +22,9 @@ BULK_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 2000
 # The guest itself may not take them all: the rest is for those who come from outside.
 MAX_OWN_CONNECTIONS = 1500
+# Of the host, which asks one thing at a time, on a line of its own.
+MAX_HOST_CONNECTIONS = 64
+HOST_CID = 2
 # A head or a piece of a body that is this late will not come: without a limit, a thousand idle sockets of a
 # port scanner would hold their memory for the life of the sandbox.
 HEAD_TIMEOUT_S = 30.0
@@ -241,7 +245,8 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: "HttpServer") -> None:
+    def __init__(self, server: "HttpServer", *, is_host: bool = False) -> None:
+        self._is_host = is_host
         self.server = server
         self._loop = server.loop
         self.buffer = bytearray()
@@ -263,15 +268,28 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
         server = self.server
-        own = transport.get_extra_info("peername")[0] == transport.get_extra_info("sockname")[0]
-        if len(server.connections) >= MAX_CONNECTIONS or (own and server.own_count >= MAX_OWN_CONNECTIONS):
-            server.refused()
+        peer, here = (transport.get_extra_info(name)[0] for name in ("peername", "sockname"))
+        own = not self._is_host and peer == here
+        if not (self._is_place_for_host(peer) if self._is_host else self._is_place(own)):
             transport.abort()
             return
         self._is_own = own
         server.own_count += own
+        server.host_count += self._is_host
         server.connections.add(self)
         self._task = self._loop.create_task(self._serve())
+
+    def _is_place(self, own: bool) -> bool:
+        server = self.server
+        others = len(server.connections) - server.host_count
+        if others < MAX_CONNECTIONS and not (own and server.own_count >= MAX_OWN_CONNECTIONS):
+            return True
+        server.refused()
+        return False
+
+    def _is_place_for_host(self, peer: int) -> bool:
+        """Places of its own: whoever takes all others does not shut the host out."""
+        return peer == HOST_CID and self.server.host_count < MAX_HOST_CONNECTIONS
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -372,6 +390,7 @@ class Connection(asyncio.Protocol):
         finally:
             self.server.connections.discard(self)
             self.server.own_count -= self._is_own
+            self.server.host_count -= self._is_host
             self.transport.close()
 
     async def _one(self, exchange: Exchange) -> bool:
@@ -455,19 +474,26 @@ class HttpServer:
         self.refused = refused
         self.loop = asyncio.get_running_loop()
         self.own_count = 0
+        self.host_count = 0
         self.connections: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections from now on; the port that is listened on (`port` may be 0)."""
-        self._server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=1024)
-        address = self._server.sockets[0].getsockname()
-        return int(address[1])
+        server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=1024)
+        self._listeners.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def listen_for_host(self, port: int) -> None:
+        """Accept connections from the host on a vsock as well. Raises OSError: this kernel has none."""
+        own = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        own.bind((socket.VMADDR_CID_ANY, port))
+        self._listeners.append(await self.loop.create_server(lambda: Connection(self, is_host=True), sock=own))
 
     async def close(self) -> None:
         """Drop every connection and wait until their handlers have ended."""
-        if self._server:
-            self._server.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self.connections):
             await connection.close()
 

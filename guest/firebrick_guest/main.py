@@ -26,6 +26,8 @@ TOKEN_VARIABLE = "FIREBRICK_CONTROL_TOKEN"
 PORT_VARIABLE = "FIREBRICK_AGENT_PORT"
 GUARD_VARIABLE = "FIREBRICK_MEMORY_GUARD_BYTES"
 HOST_VARIABLE = "FIREBRICK_AGENT_HOST"
+LINE_VARIABLE = "FIREBRICK_AGENT_VSOCK_PORT"
+"""Set where this machine has a kernel of its own, and a vsock that leads to its host alone."""
 SUDO_VARIABLE = "FIREBRICK_SUDO_SOCKET"
 """Set where the runtime ignores setuid programs: the name that our `sudo` is told to ask at."""
 
@@ -48,6 +50,8 @@ async def serve(control_token: str, host: str, port: int) -> None:
     door.open()
     server = HttpServer(Routes(settings, processes, log, limits).serve, lambda: limits.hit("connections"))
     bound = await server.listen(host, port)
+    if line := os.environ.pop(LINE_VARIABLE, ""):
+        await server.listen_for_host(int(line))
     # The host looks for /health, but whoever starts us on port 0 has only this line to learn the port from.
     print(f"firebrick-guest listening on port {bound}", flush=True)
     guard = _guard(limits)

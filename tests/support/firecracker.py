@@ -20,7 +20,7 @@ from tests.support.instance import CACHE
 
 JAIL = {
     "agent", "api.sock", "config.json", "dev", "disk", "firecracker", "firecracker.pid", "image", "initrd", "report",
-    "run", "save", "spec", "vmlinux",
+    "run", "save", "spec", "vmlinux", "vsock.sock",
 }  # fmt: skip
 """All that stands in a jail's root directory."""
 

@@ -32,6 +32,8 @@ done < /modules/order
 $b rm -rf /modules
 $b mount -t devtmpfs dev /dev
 [ -b /dev/vde ] || fail "the drives are not there"
+# The host speaks to the agent there, and would wait for it in vain.
+[ -c /dev/vsock ] || fail "the kernel has no vsock"
 
 $b tar -x -f /dev/vdd -C /spec || fail "the description of the machine cannot be read"
 # Sets hostname, address, gateway, process_count, disk_size and how to start the program: `program`.

@@ -4,7 +4,8 @@ Nothing that comes back is trusted: sizes are bounded, types are checked, and ev
 guest that lies, stalls or floods costs its own sandbox an error and the node nothing.
 """
 
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -113,5 +114,12 @@ class GuestLink(Protocol):
         ...
 
 
-GuestLinks = Callable[[str, str], GuestLink]
-"""Makes the link to the agent at an address, given the control token."""
+Dial = Callable[[], Awaitable[socket.socket]]
+"""Another way to the agent than its address: a connected stream. Raises OSError; FileNotFoundError: the machine has no
+such way."""
+
+
+class GuestLinks(Protocol):
+    def __call__(self, address: str, control_token: str, *, dial: Dial | None = None) -> GuestLink:
+        """The link to the agent at an address, or by `dial` where the machine has that."""
+        ...

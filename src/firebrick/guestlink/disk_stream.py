@@ -6,10 +6,11 @@ PUT /firebrick/disk                          204 when all of it is in place
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from firebrick.guestlink.base import CONTROL_HEADER, GuestSilent
-from firebrick.guestlink.http_answer import MAX_HEAD_BYTES, read_body, read_head
+from firebrick.guestlink.http_answer import read_body, read_head
 
 END = b'\x00\x00\x00\x0c{"end":true}'
 """The last record. A connection that broke has not sent it."""
@@ -19,16 +20,19 @@ IDLE_S = 30.0
 """How long a guest may send or take nothing."""
 IMPORTED_S = 60.0
 
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[], Awaitable[Stream]]
+
 
 async def receive_disk(
-    address: str, port: int, token: str, target: Path, *, since_s: float, most_bytes: int, holds: bool
+    connect: Connect, token: str, target: Path, *, since_s: float, most_bytes: int, holds: bool
 ) -> None:
     """Raises GuestSilent; OSError of `target` only."""
     path = f"/firebrick/disk?since={since_s:.6f}&hold={int(holds)}"
     with target.open("wb") as file:
         try:
             async with asyncio.timeout(IDLE_S):
-                reader, writer = await asyncio.open_connection(address, port, limit=MAX_HEAD_BYTES)
+                reader, writer = await connect()
         except OSError as exc:
             raise GuestSilent("The guest agent could not be reached for its disk.", detail=repr(exc)) from exc
         try:
@@ -55,13 +59,13 @@ async def receive_disk(
         await asyncio.to_thread(os.fsync, file.fileno())
 
 
-async def send_disk(address: str, port: int, token: str, source: Path) -> None:
+async def send_disk(connect: Connect, token: str, source: Path) -> None:
     """Raises GuestSilent; OSError of `source` only."""
     with source.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         try:
             async with asyncio.timeout(IDLE_S):
-                reader, writer = await asyncio.open_connection(address, port, limit=MAX_HEAD_BYTES)
+                reader, writer = await connect()
         except OSError as exc:
             raise GuestSilent("The guest agent could not be reached to take its disk.", detail=repr(exc)) from exc
         try:

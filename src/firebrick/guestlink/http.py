@@ -1,4 +1,5 @@
-"""The guest link over TCP: one small HTTP/1.1 exchange at a time on a connection that is kept between them.
+"""The guest link over TCP, or over a line of the runtime's: one small HTTP/1.1 exchange at a time on a connection that
+is kept between them.
 
 Written by hand because it is on the create path: a general client costs milliseconds, and this one need only
 speak to our own agent, which frames every answer of its control routes with a Content-Length.
@@ -15,12 +16,13 @@ from firebrick.guestlink.base import (
     AGENT_PORT,
     CONTROL_HEADER,
     MAX_LOG_ENTRIES,
+    Dial,
     GuestInit,
     GuestLogEntry,
     GuestRenewal,
     GuestSilent,
 )
-from firebrick.guestlink.disk_stream import receive_disk, send_disk
+from firebrick.guestlink.disk_stream import Stream, receive_disk, send_disk
 from firebrick.guestlink.http_answer import MAX_HEAD_BYTES, read_body, read_head
 from firebrick.log import get_log
 
@@ -38,12 +40,21 @@ _LEVELS = frozenset({"debug", "info", "warn", "error"})
 class HttpGuestLink:
     """`GuestLink` to one machine."""
 
-    def __init__(self, address: str, control_token: str, *, port: int = AGENT_PORT, patience: float = 1.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        control_token: str,
+        *,
+        port: int = AGENT_PORT,
+        dial: Dial | None = None,
+        patience: float = 1.0,
+    ) -> None:
         self._address = address
+        self._dial = dial
         self._port = port
         self._init_timeout_s = INIT_TIMEOUT_S * patience
         self._token = control_token
-        self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._stream: Stream | None = None
 
     async def wait_ready(self, *, timeout_s: float) -> None:
         attempt_s = FIRST_ATTEMPT_S
@@ -75,12 +86,10 @@ class HttpGuestLink:
 
     async def export_disk(self, target: Path, *, since_s: float, most_bytes: int, holds: bool) -> None:
         self.close()
-        await receive_disk(
-            self._address, self._port, self._token, target, since_s=since_s, most_bytes=most_bytes, holds=holds
-        )
+        await receive_disk(self._connect, self._token, target, since_s=since_s, most_bytes=most_bytes, holds=holds)
 
     async def import_disk(self, source: Path) -> None:
-        await send_disk(self._address, self._port, self._token, source)
+        await send_disk(self._connect, self._token, source)
 
     async def flush(self, *, timeout_s: float) -> None:
         await self._ask("POST", "/firebrick/flush", None, timeout_s=timeout_s)
@@ -126,7 +135,7 @@ class HttpGuestLink:
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> bytes:
         kept, self._stream = self._stream, None
-        reader, writer = kept or await asyncio.open_connection(self._address, self._port, limit=MAX_HEAD_BYTES)
+        reader, writer = kept or await self._connect()
         done = False
         try:
             writer.write(self._request(method, path, body))
@@ -146,6 +155,15 @@ class HttpGuestLink:
                 self._stream = (reader, writer)
             else:
                 writer.transport.abort()
+
+    async def _connect(self) -> Stream:
+        if self._dial is not None:
+            try:
+                return await asyncio.open_connection(sock=await self._dial(), limit=MAX_HEAD_BYTES)
+            except FileNotFoundError:
+                # An earlier version of ours started this machine: its agent is at its address only.
+                pass
+        return await asyncio.open_connection(self._address, self._port, limit=MAX_HEAD_BYTES)
 
     def _request(self, method: str, path: str, body: bytes | None) -> bytes:
         lines = [f"{method} {path} HTTP/1.1", "Host: guest", f"{CONTROL_HEADER}: {self._token}"]

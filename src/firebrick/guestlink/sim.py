@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from errno import ENOSPC
 from pathlib import Path
 
-from firebrick.guestlink.base import GuestInit, GuestLogEntry, GuestRenewal, GuestSilent
+from firebrick.guestlink.base import Dial, GuestInit, GuestLogEntry, GuestRenewal, GuestSilent
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class SimGuests:
         self.boots = asyncio.Event()
         self.boots.set()
 
-    def link(self, address: str, control_token: str) -> "SimGuestLink":
+    def link(self, address: str, control_token: str, *, dial: Dial | None = None) -> "SimGuestLink":
         return SimGuestLink(self, control_token)
 
     def dump(self, env: Mapping[str, str]) -> str:

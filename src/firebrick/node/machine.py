@@ -13,6 +13,7 @@ given to someone else while a guest may still use it; `Machine.record` remembers
 
 import asyncio
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from firebrick.guestlink.base import GuestLink, GuestRenewal, GuestSilent
+from firebrick.guestlink.base import AGENT_PORT, GuestLink, GuestRenewal, GuestSilent
 from firebrick.linux.loop import copy_file
 from firebrick.log import get_log
 from firebrick.model.egress import OPEN, Egress
@@ -31,7 +32,7 @@ from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.node.saved_memory import SavedMemory, keeper_of, memory_of, store_memory
 from firebrick.rootfs.base import Rootfs
-from firebrick.runtimes.base import CONSOLE_NAME, Capability, Freezer, MachineSpec, MemoryKeeper, Runtime
+from firebrick.runtimes.base import CONSOLE_NAME, AgentLine, Capability, Freezer, MachineSpec, MemoryKeeper, Runtime
 
 log = get_log("node")
 
@@ -52,6 +53,8 @@ memory, until they are let go. What is waited for in between must together be le
 RENEW_TIMEOUT_S = 10.0
 ENTROPY_BYTES = 64
 ARCHIVE_SLACK_BYTES = 64 << 20
+LINE_VARIABLE = "FIREBRICK_AGENT_VSOCK_PORT"
+"""Tells a guest agent to listen for the host on a vsock too: only where that leads to this machine and no other."""
 _RUNTIME_DIRECTORY = "runtime"
 _FILES_DIRECTORY = "files"
 
@@ -111,7 +114,7 @@ class Machine:
     @property
     def link(self) -> GuestLink:
         if self._link is None:
-            self._link = self._drivers.links(str(self.slot.address), self.record.control_token)
+            self._link = self._link_with(self.record.control_token)
         return self._link
 
     @property
@@ -135,6 +138,10 @@ class Machine:
     @property
     def has_own_kernel(self) -> bool:
         return Capability.OWN_KERNEL in self.runtime.capabilities
+
+    @property
+    def has_agent_line(self) -> bool:
+        return Capability.AGENT_LINE in self.runtime.capabilities
 
     @property
     def freezer(self) -> Freezer | None:
@@ -232,7 +239,7 @@ class Machine:
     async def _renew(self, memory: SavedMemory) -> None:
         """Make a machine that goes on one of its own. Its processes are held until it has its settings. Raises
         GuestSilent; then it must not go on."""
-        former = self._drivers.links(str(self.slot.address), memory.control_token)
+        former = self._link_with(memory.control_token)
         timeout_s = RENEW_TIMEOUT_S * self.settings.patience
         with self._step("agent_ms"):
             await former.wait_ready(timeout_s=timeout_s)
@@ -399,6 +406,16 @@ class Machine:
         finally:
             self.step_ms[name] = round((clock.monotonic_s() - began_s) * 1000, 1)
 
+    def _link_with(self, control_token: str) -> GuestLink:
+        dial = self._dial if self.has_agent_line else None
+        return self._drivers.links(str(self.slot.address), control_token, dial=dial)
+
+    def _line_env(self) -> dict[str, str]:
+        return {LINE_VARIABLE: str(AGENT_PORT)} if self.has_agent_line else {}
+
+    async def _dial(self) -> socket.socket:
+        return await cast(AgentLine, self.runtime).dial(self.machine_id, AGENT_PORT)
+
     def _id_shift(self, slot: Slot) -> int:
         return id_shift_of(slot) if Capability.USER_NAMESPACE in self.runtime.capabilities else 0
 
@@ -418,7 +435,7 @@ class Machine:
             agent_dir=agent.directory,
             netns=slot.netns,
             argv=agent.argv,
-            env=agent.env(self.record.control_token),
+            env={**agent.env(self.record.control_token), **self._line_env()},
             hostname=HOSTNAME,
             limits=self.record.limits,
             files=self._write_files(),

@@ -15,6 +15,7 @@ Life of a machine, as a driver sees it:
 - Foreign errors are translated here: RuntimeFailed says what was being done to which machine and why.
 """
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -61,6 +62,9 @@ class Capability(StrEnum):
     """The machine mounts image and disk file by itself: the host must not mount them. What it has written may be in its
     memory alone until the guest agent has flushed it. It has started when its kernel runs: a program that is not there
     is an exit, not a failed start."""
+
+    AGENT_LINE = "agent_line"
+    """The driver is an `AgentLine` too."""
 
     KEEPS_MEMORY = "keeps_memory"
     """The driver is a `MemoryKeeper` too; it is a `Freezer` as well."""
@@ -184,6 +188,20 @@ class Freezer(Protocol):
 
     async def reclaim(self, machine_id: MachineId) -> int:
         """Give memory of a frozen machine back that can be read again from files or swap; answers how many bytes."""
+        ...
+
+
+class AgentLine(Protocol):
+    """Optional power, told by `Capability.AGENT_LINE`: a way from the host to the guest agent that is not the guest's
+    network, and none from the guest to the host. The agent listens there on the port that its environment names."""
+
+    async def dial(self, machine_id: MachineId, port: int) -> socket.socket:
+        """A stream to a port of the machine's, connected and without blocking; the caller closes it. Who sits at the
+        other end may be anybody who broke out of the guest.
+
+        Raises: FileNotFoundError: the machine has no such line, for an earlier version of ours started it; OSError:
+        nobody answers, which `TimeoutError` is too.
+        """
         ...
 
 

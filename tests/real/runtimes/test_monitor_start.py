@@ -10,6 +10,7 @@ import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ async def test_a_template_may_lie_on_another_filesystem(monitors: RuntimeBench) 
         assert spec.image is not None
         image = templates / "rootfs.erofs"
         shutil.copy(spec.image, image)
-        spec = MachineSpec(**{name: getattr(spec, name) for name in spec.__slots__} | {"image": image})
+        spec = replace(spec, image=image)
         status = await monitors.runtime.start(spec)
         seen = Path(f"/proc/{status.pid}/root/image").stat()
         assert (seen.st_dev, seen.st_ino) == (image.stat().st_dev, image.stat().st_ino)

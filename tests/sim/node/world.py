@@ -170,7 +170,7 @@ class World:
             runtimes={RuntimeName.SIM: Between(self.runtime, steps)},
             rootfs=Between(self.rootfs, steps),
             slots=Between(self.slots, steps),
-            links=lambda address, token: Between(self.guests.link(address, token), steps),  # type: ignore[return-value]
+            links=lambda address, token, dial=None: Between(self.guests.link(address, token), steps),  # type: ignore[return-value]
             images=Images(self.root),
             agent=AgentImage(directory=Path("/sim/agent"), argv=("agent",), env=lambda token: {"TOKEN": token}),
             clock=self.clock,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -79,6 +80,46 @@ async def test_ready_then_init_is_one_connection_with_the_token() -> None:
     assert body["envVars"] == {"A": "b"}
     assert body["accessToken"] == "secret"
     assert "open" not in body
+
+
+async def test_a_line_of_the_runtimes_is_taken_before_the_address() -> None:
+    """And once it broke, as it does when a machine goes on from saved memory, it is dialled anew."""
+    answers = iter([OK, None, OK])
+    served = Guest(lambda request: next(answers))
+    ways: list[socket.socket] = []
+
+    async def dial() -> socket.socket:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        ways.append(near)
+        serving.create_task(served.serve(*await asyncio.open_connection(sock=far)))
+        return near
+
+    async with asyncio.TaskGroup() as serving:
+        link = HttpGuestLink("127.0.0.1", "t0ken", port=1, dial=dial)
+        await link.init(SETTINGS)
+        await link.init(SETTINGS)
+        link.close()
+    assert (len(ways), len(served.requests)) == (2, 3)
+
+
+async def test_a_machine_without_a_line_is_asked_at_its_address() -> None:
+    """An earlier version of ours started it. A line that answers nothing is none of that."""
+
+    async def absent() -> socket.socket:
+        raise FileNotFoundError
+
+    async def refused() -> socket.socket:
+        raise ConnectionRefusedError
+
+    async with guest(lambda request: OK) as (served, link):
+        port = link._port
+        other = HttpGuestLink("127.0.0.1", "t0ken", port=port, dial=absent)
+        await other.init(SETTINGS)
+        other.close()
+        with pytest.raises(GuestSilent, match="could not be reached"):
+            await HttpGuestLink("127.0.0.1", "t0ken", port=port, dial=refused).init(SETTINGS)
+    assert len(served.requests) == 1
 
 
 def test_a_sandbox_without_a_token_is_opened_explicitly() -> None:

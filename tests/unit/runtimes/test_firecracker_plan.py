@@ -55,6 +55,7 @@ def test_the_configuration() -> None:
     ]
     assert "mmds-config" not in config
     assert "entropy" in config
+    assert config["vsock"] == {"guest_cid": 3, "uds_path": "/vsock.sock"}
 
 
 def test_rates_limit_every_drive_and_both_ways() -> None:

@@ -1,16 +1,16 @@
 """Firecracker's API: one request on its unix socket, and what it answered.
 
-The socket lies in the jail, where its path may be longer than a socket's may be (107 bytes): it is reached through an
-open descriptor of its directory. The VMM is in the hands of whoever broke out of the guest: answers are bounded.
+The monitor is in the hands of whoever broke out of the guest: answers are bounded, and have a deadline.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from firebrick.runtimes.firecracker.jail_socket import socket_path
 
 REQUEST_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 65_536
@@ -72,24 +72,19 @@ class MachineApi:
     ) -> dict[str, Any]:
         what = f"{method} {path}"
         try:
-            directory = os.open(self._socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise ApiFailed(f"{what}: {exc}") from exc
-        try:
-            transport = httpx.AsyncHTTPTransport(uds=f"/proc/self/fd/{directory}/{self._socket.name}")
-            async with (
-                httpx.AsyncClient(transport=transport, timeout=timeout_s or self._timeout_s) as client,
-                client.stream(method, f"http://firecracker{path}", json=body) as answer,
-            ):
-                text = b""
-                async for piece in answer.aiter_raw():
-                    text += piece
-                    if len(text) > MAX_ANSWER_BYTES:
-                        raise ApiFailed(f"{what}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+            with socket_path(self._socket) as place:
+                transport = httpx.AsyncHTTPTransport(uds=place)
+                async with (
+                    httpx.AsyncClient(transport=transport, timeout=timeout_s or self._timeout_s) as client,
+                    client.stream(method, f"http://firecracker{path}", json=body) as answer,
+                ):
+                    text = b""
+                    async for piece in answer.aiter_raw():
+                        text += piece
+                        if len(text) > MAX_ANSWER_BYTES:
+                            raise ApiFailed(f"{what}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
         except (httpx.HTTPError, OSError) as exc:
             raise ApiFailed(f"{what}: {exc!r}") from exc
-        finally:
-            os.close(directory)
         if not answer.is_success:
             raise ApiFailed(f"{what}: {answer.status_code} {text[:500].decode(errors='replace')}")
         try:

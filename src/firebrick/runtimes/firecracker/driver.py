@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ from firebrick.runtimes.firecracker.plan import (
     SPEC,
     STATE,
     TAP,
+    VSOCK_SOCKET,
     Bound,
     Jail,
     Network,
@@ -72,6 +74,7 @@ from firebrick.runtimes.firecracker.saving import (
     give_agent,
     read_save,
 )
+from firebrick.runtimes.firecracker.vsock import dial
 from firebrick.runtimes.machines import START_TIMEOUT_S, DetachedMachines, StartPlan
 
 OVERHEAD_MIB = 96
@@ -94,7 +97,7 @@ class _ToolFacts:
 
 
 class FirecrackerRuntime:
-    """Implements runtimes.base.Runtime, Freezer and MemoryKeeper.
+    """Implements runtimes.base.Runtime, Freezer, MemoryKeeper and AgentLine.
 
     Args:
         tools: as `firebrick setup firecracker` leaves them.
@@ -103,7 +106,9 @@ class FirecrackerRuntime:
     """
 
     name = RuntimeName.FIRECRACKER
-    capabilities: frozenset[Capability] = frozenset({Capability.FREEZE, Capability.OWN_KERNEL, Capability.KEEPS_MEMORY})
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.FREEZE, Capability.OWN_KERNEL, Capability.KEEPS_MEMORY, Capability.AGENT_LINE}
+    )
 
     def __init__(
         self,
@@ -247,6 +252,9 @@ class FirecrackerRuntime:
                 await api.resume()
         except ApiFailed as exc:
             raise RuntimeFailed(f"The machine {machine_id} could not be thawed.", detail=str(exc)) from exc
+
+    async def dial(self, machine_id: MachineId, port: int) -> socket.socket:
+        return await dial(self._jail(machine_id).root / VSOCK_SOCKET, port)
 
     async def reclaim(self, machine_id: MachineId) -> int:
         return await self._machines.reclaim(machine_id)

@@ -5,7 +5,7 @@ In the jail, which is the monitor's whole world:
     /vmlinux /initrd          the guest's kernel and our initramfs, shared, read-only
     /image /agent             EROFS drives, shared, read-only        /disk    what the machine writes
     /spec                     a tar with what the init script does   /report  how the guest ended
-    /config.json              the configuration                      /api.sock
+    /config.json              the configuration                      /api.sock /vsock.sock
     /memory /state            of a machine that goes on from a save  /save    where it writes one: a directory of ours
 
 Large files are bound into the jail in a mount namespace that only the monitor has: nothing is mounted on the host, and
@@ -31,11 +31,13 @@ Json = dict[str, Any]
 PROGRAM = "firecracker"
 """The monitor's file name; the jailer calls a jail's parent directory by it, and the pid file."""
 
-API_SOCKET, CONFIG, REPORT, SPEC = "api.sock", "config.json", "report", "spec"
+API_SOCKET, VSOCK_SOCKET, CONFIG, REPORT, SPEC = "api.sock", "vsock.sock", "config.json", "report", "spec"
 MEMORY, STATE, SAVE = "memory", "state", "save"
 DRIVES = ("image", "disk", "agent", SPEC, REPORT)
 WRITABLE = frozenset({"disk", REPORT})
 TAP, INTERFACE = "tap0", "eth0"
+GUEST_CID = 3
+"""The same in every guest: what tells them apart on the host is the socket."""
 REPORT_BYTES = 512
 MOST_CPU_COUNT = 32
 
@@ -175,6 +177,7 @@ def machine_config(limits: Limits, *, network: Network | None, rates: Rates) -> 
         "machine-config": {"vcpu_count": cpu_count(limits), "mem_size_mib": limits.memory_mib, "smt": False},
         "drives": [_drive(name, rates) for name in DRIVES],
         "network-interfaces": [] if network is None else [_interface(network, rates)],
+        "vsock": {"guest_cid": GUEST_CID, "uds_path": f"/{VSOCK_SOCKET}"},
         # The guest's pool of randomness is fed by the host's as well as by its CPU.
         "entropy": {},
     }
