@@ -31,8 +31,8 @@ SUITE = "bookworm"
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 ROOT_PACKAGES = (
     "attr", "busybox-static", "ca-certificates", "crun", "curl", "dmsetup", "e2fsprogs", "erofs-utils", "iproute2",
-    "iptables", "iputils-ping", "kmod", "libnftables1", "mmdebstrap", "nbd-client", "nftables", "procps", "python3", "runc",
-    "strace", "thin-provisioning-tools", "xfsprogs",
+    "iptables", "iputils-ping", "kmod", "libnftables1", "mmdebstrap", "nbd-client", "nftables", "procps", "python3",
+    "runc", "strace", "thin-provisioning-tools", "xfsprogs",
 )  # fmt: skip
 ROOT_PYTHON = "3.11"
 
