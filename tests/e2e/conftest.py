@@ -8,7 +8,7 @@ import pytest
 from e2b import Sandbox
 
 from tests.lab.fleet import own_folder, running_fleet
-from tests.lab.whole import INSTANCE_VARIABLE, whole_instance
+from tests.lab.whole import INSTANCE_VARIABLE, fill_shelf, whole_instance
 from tests.support.instance import Instance, instance
 from tests.support.runtimes import missing_runtime
 from tests.support.sdk_calls import calls_recorded, merge
@@ -28,6 +28,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Instance]:
     """An instance on one runtime, brought up by the CLI."""
     runtime: str = request.param
     if runtime == "firecracker" and INSTANCE_VARIABLE in os.environ:
+        fill_shelf()
         with running_fleet(own_folder()) as found, whole_instance(found.outers[0]) as inside:
             yield inside
         return

@@ -1,5 +1,6 @@
 """A whole Firebrick in an outer machine, brought up as where there is KVM, and reached from here by its clients."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from tests.lab.outer import Outer
 from tests.lab.root import CHECKOUT_INSIDE
 from tests.lab.shelf import CACHE_INSIDE
 from tests.support.environment import clean_environ
-from tests.support.instance import SHARED, Instance
+from tests.support.firecracker import installed_tools
+from tests.support.instance import SHARED, Instance, fill_cache
+from tests.support.minbase import minbase_image
 
 INSTANCE_VARIABLE = "FIREBRICK_TEST_INSTANCE_IN_LAB"
 """Set: tests of whole instances on microVMs take one in a machine of the lab."""
@@ -27,10 +30,20 @@ SETTINGS = {
 }
 UP_TIMEOUT_S = 1800
 LEFT = """
-find /sys/fs/cgroup /run/netns /run/firebrick -maxdepth 1 -name '*firebrick-*' -o -maxdepth 1 -name 'fb-*'
-grep /var/lib/firebrick /proc/mounts || true
+ls -d /sys/fs/cgroup/firebrick-* /run/netns/* /run/firebrick/* 2>/dev/null || true
+grep ' /var/lib/firebrick' /proc/mounts || true
 pgrep -a firecracker || true
 """
+
+
+def fill_shelf() -> None:
+    """Make what an instance and tests of microVMs in a machine need, as far as the cache has not got it. For root.
+
+    Raises: PartMissing, FirebrickError — it cannot be had; CalledProcessError — the small image cannot be built.
+    """
+    asyncio.run(installed_tools())
+    fill_cache()
+    minbase_image()
 
 
 @contextmanager

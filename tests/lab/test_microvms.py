@@ -1,0 +1,107 @@
+"""MicroVMs by default: the most telling tests of the driver, and a whole instance by the official client, in an outer
+machine. All others take most of an hour there: docs/reference/lab.md says how to run them."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from e2b import CommandExitException, PtySize, Sandbox
+
+from tests.lab import parts
+from tests.lab.fleet import Fleet, fleet
+from tests.lab.whole import fill_shelf, whole_instance
+from tests.support.instance import Instance
+from tests.support.wait import wait_for_sync
+
+# Minutes here, and ten times of that on a machine that is busy. The first test builds the root, if no other run has.
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_lab, pytest.mark.timeout(3600)]
+
+DRIVER_TESTS = (
+    "test_machine_jail.py::test_the_monitor_has_nothing",
+    "test_machine_jail.py::test_a_paused_machine_is_adopted_and_goes_on",
+    "test_machine_life.py::test_the_exit_code_is_told[firecracker-7]",
+    "test_machine_life.py::test_destroy_leaves_the_rootfs_free_at_once",
+)
+TIMEOUT_S, LIFETIME_S = 900, 3600
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Fleet]:
+    """One machine for all tests here."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT RUN: needs root (run the tests with sudo)")
+    fill_shelf()
+    with fleet(parts.CACHE / "up" / f"vms-{uuid.uuid4().hex[:8]}") as found:
+        yield found
+
+
+def test_the_driver_keeps_its_contract(machine: Fleet) -> None:
+    """A machine's life, its jail, its exit and its adoption by another node agent, as on hardware."""
+    tests = [f"tests/real/runtimes/{name}" for name in DRIVER_TESTS]
+    argv = [sys.executable, "-m", "tests.lab", "test", "-q", "-k", "firecracker", *tests]
+    env = {**os.environ, "FIREBRICK_LAB_NAME": machine.folder.name}
+    done = subprocess.run(argv, cwd=parts.CHECKOUT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(DRIVER_TESTS)} passed" in done.stdout, done.stdout
+
+
+def test_the_official_client_uses_a_whole_instance(machine: Fleet) -> None:
+    """`firebrick up --runtime firecracker` goes through in one call; create, commands, files, terminal, server, pause,
+    resume and kill are what they are on other runtimes; `firebrick down` leaves nothing."""
+    with whole_instance(machine.outers[0]) as instance:
+        options = {**instance.sdk, "request_timeout": TIMEOUT_S}
+        box = Sandbox.create(timeout=LIFETIME_S, **options)
+        _use_commands(box)
+        _use_files_and_terminal(box)
+        _reach_a_server(box, instance)
+        _pause_and_resume(box, options)
+        assert box.kill() is True
+        assert box.is_running() is False
+
+
+def _use_commands(box: Sandbox) -> None:
+    assert box.commands.run("echo out; echo err >&2; id -un", timeout=TIMEOUT_S).stdout == "out\nuser\n"
+    with pytest.raises(CommandExitException) as ended:
+        box.commands.run("exit 7", timeout=TIMEOUT_S)
+    assert ended.value.exit_code == 7
+    handle = box.commands.run("read line; echo got $line", background=True, stdin=True, timeout=TIMEOUT_S)
+    assert handle.pid in {item.pid for item in box.commands.list()}
+    box.commands.send_stdin(handle.pid, "this\n")
+    assert handle.wait().stdout == "got this\n"
+
+
+def _use_files_and_terminal(box: Sandbox) -> None:
+    box.files.write("/home/user/mark", "kept")
+    assert box.files.read("/home/user/mark") == "kept"
+    assert "mark" in {entry.name for entry in box.files.list("/home/user")}
+    shown: list[bytes] = []
+    terminal = box.pty.create(PtySize(rows=24, cols=80), timeout=TIMEOUT_S)
+    box.pty.send_stdin(terminal.pid, b"echo $((6*7)); exit\n")
+    terminal.wait(on_pty=shown.append)
+    assert b"42" in b"".join(shown)
+
+
+def _reach_a_server(box: Sandbox, instance: Instance) -> None:
+    box.commands.run("python3 -m http.server 8000 --directory /home/user", background=True, timeout=0)
+    headers = {"Host": box.get_host(8000)}
+
+    def answer() -> bool:
+        asked = httpx.get(f"{instance.sandbox_url}/mark", headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        return asked.text == "kept"
+
+    wait_for_sync(answer, timeout_s=600)
+
+
+def _pause_and_resume(box: Sandbox, options: dict[str, Any]) -> None:
+    """Processes go on, for the machine kept its memory."""
+    before = {item.pid for item in box.commands.list()}
+    assert box.pause() is True
+    assert box.is_running() is False
+    again = Sandbox.connect(box.sandbox_id, timeout=LIFETIME_S, **options)
+    assert again.files.read("/home/user/mark") == "kept"
+    assert {item.pid for item in again.commands.list()} == before != set()
