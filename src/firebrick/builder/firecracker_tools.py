@@ -25,18 +25,20 @@ from firebrick.builder.firecracker_release import (
     release_url,
     unpack_programs,
 )
-from firebrick.builder.guest_kernel import kernel_elf, load_order, module_name
+from firebrick.builder.guest_kernel import kernel_elf, load_order, module_name, module_object
 from firebrick.builder.initramfs import MODULES, init_script, initramfs
 from firebrick.linux.process import CommandFailed, run
 from firebrick.log import get_log
 from firebrick.model.errors import Unavailable
 from firebrick.runtimes.firecracker.plan import Tools
 
-SUITE = "bookworm"
+SUITE = "trixie"
+"""Its kernel has a driver for VMGenID, which bookworm's has not: machines that go on from one save are told of it, and
+draw other random numbers."""
 KERNELS = {"x86_64": "linux-image-cloud-amd64"}
 _RECORD = "tools.json"
 # Changed when the same sources are put together in another way.
-_LAYOUT = 1
+_LAYOUT = 2
 
 log = get_log("builder")
 
@@ -110,7 +112,7 @@ async def _guest(made: Tools, path: Path | None, scratch: Path, mirror: str | No
     """The kernel and the initramfs."""
     try:
         source = await open_source(scratch, SUITE, mirror=mirror)
-        busybox = (await source.unpack("busybox-static")) / "bin" / "busybox"
+        busybox = (await source.unpack("busybox-static")) / "usr" / "bin" / "busybox"
         modules: dict[str, bytes] = {}
         if path is not None and (path / "vmlinux").is_file():
             kernel = await asyncio.to_thread((path / "vmlinux").read_bytes)
@@ -133,9 +135,13 @@ async def _debian_kernel(source: PackageSource) -> tuple[bytes, dict[str, bytes]
     image = next((tree / "boot").glob("vmlinuz-*"))
 
     def read() -> tuple[bytes, dict[str, bytes]]:
-        files = {module_name(str(file)): file for file in (tree / "lib" / "modules").rglob("*.ko")}
-        order = load_order(MODULES, lambda name: files[name].read_bytes() if name in files else None)
-        return image.read_bytes(), {name: files[name].read_bytes() for name in order}
+        files = {module_name(str(file)): file for file in (tree / "usr" / "lib" / "modules").rglob("*.ko*")}
+
+        def load(name: str) -> bytes | None:
+            return module_object(files[name].read_bytes()) if name in files else None
+
+        order = load_order(MODULES, load)
+        return image.read_bytes(), {name: module_object(files[name].read_bytes()) for name in order}
 
     return await asyncio.to_thread(read)
 

@@ -4,13 +4,15 @@ Firecracker boots an ELF kernel. A distribution's /boot/vmlinuz is that ELF, com
 header tells where it lies (Documentation/arch/x86/boot.rst). Pure: bytes in, bytes out.
 """
 
+import lzma
 import re
 import struct
 from collections.abc import Callable, Iterable
 
+import zstandard
+
 _SETUP_SECTORS, _HEADER_MAGIC, _PAYLOAD = 0x1F1, 0x202, 0x248
-_LZ4_LEGACY_MAGIC = 0x184C2102
-_LZ4_BLOCK_BYTES = 8 << 20
+_ZSTD_MAGIC, _XZ_MAGIC = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0"
 _ELF_MAGIC = b"\x7fELF"
 _DEPENDS = re.compile(rb"\0depends=([a-z0-9_,-]*)\0", re.IGNORECASE)
 
@@ -18,8 +20,8 @@ _DEPENDS = re.compile(rb"\0depends=([a-z0-9_,-]*)\0", re.IGNORECASE)
 def kernel_elf(image: bytes) -> bytes:
     """The ELF kernel within a bzImage; one that is ELF already is returned as it is.
 
-    Raises: ValueError — it is no kernel, or its payload is compressed by something else than LZ4.
-    Cost: one second for Debian's cloud kernel (14 MB packed, 53 MB unpacked).
+    Raises: ValueError — it is no kernel, or its payload is compressed by something else than zstd.
+    Cost: half a second for Debian's cloud kernel (11 MB packed, 58 MB unpacked).
     """
     if image.startswith(_ELF_MAGIC):
         return image
@@ -27,67 +29,27 @@ def kernel_elf(image: bytes) -> bytes:
         raise ValueError("this is no Linux kernel image")
     offset, length = struct.unpack_from("<II", image, _PAYLOAD)
     begin = (max(image[_SETUP_SECTORS], 1) + 1) * 512 + offset
-    payload = memoryview(image)[begin : begin + length]
-    if len(payload) < 4 or struct.unpack_from("<I", payload)[0] != _LZ4_LEGACY_MAGIC:
-        raise ValueError("its payload is not compressed by LZ4")
-    elf = _unpack_lz4(bytes(payload[4:]))
+    payload = image[begin : begin + length]
+    if not payload.startswith(_ZSTD_MAGIC):
+        raise ValueError("its payload is not compressed by zstd")
+    try:
+        # What follows the frame is the kernel's note of the unpacked size.
+        elf = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
+    except zstandard.ZstdError as exc:
+        raise ValueError("its payload is damaged") from exc
     if not elf.startswith(_ELF_MAGIC):
         raise ValueError("its payload is no ELF file")
     return elf
 
 
-def _unpack_lz4(packed: bytes) -> bytes:
-    """The blocks of LZ4's legacy frame. What follows the last one is the kernel's note of the unpacked size."""
-    unpacked = bytearray()
-    position = 0
-    while position + 4 <= len(packed):
-        (size,) = struct.unpack_from("<I", packed, position)
-        position += 4
-        if not 0 < size <= len(packed) - position:
-            break
-        try:
-            unpacked += lz4_block(packed[position : position + size])
-        except IndexError as exc:
-            raise ValueError("its payload is damaged") from exc
-        position += size
-    return bytes(unpacked)
-
-
-def lz4_block(packed: bytes) -> bytearray:
-    """One LZ4 block, of trusted origin. Raises IndexError for one that is cut off, ValueError for a damaged one."""
-    out = bytearray()
-    position, end = 0, len(packed)
-
-    def more(count: int) -> int:
-        nonlocal position
-        while count >= 15:
-            extra = packed[position]
-            position += 1
-            count += extra
-            if extra != 255:
-                break
-        return count
-
-    while position < end:
-        token = packed[position]
-        position += 1
-        count = more(token >> 4)
-        out += packed[position : position + count]
-        position += count
-        if position >= end:
-            break
-        distance = packed[position] | packed[position + 1] << 8
-        position += 2
-        count = more(token & 15) + 4
-        begin = len(out) - distance
-        if distance == 0 or begin < 0 or len(out) > _LZ4_BLOCK_BYTES:
-            raise ValueError("a damaged LZ4 block")
-        if distance >= count:
-            out += out[begin : begin + count]
-        else:
-            # It repeats what it is just writing.
-            out += (out[begin:] * (count // distance + 1))[:count]
-    return out
+def module_object(module: bytes) -> bytes:
+    """A module's file as it is loaded: Debian ships them packed by xz. Raises ValueError: it is damaged."""
+    if not module.startswith(_XZ_MAGIC):
+        return module
+    try:
+        return lzma.decompress(module)
+    except lzma.LZMAError as exc:
+        raise ValueError("a module is damaged") from exc
 
 
 def module_name(file: str) -> str:
