@@ -1,5 +1,6 @@
 """Some outer machines with one owner: started together, on one private network, ended together."""
 
+import compileall
 import fcntl
 import hashlib
 import io
@@ -9,11 +10,13 @@ import random
 import secrets
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from tests.lab import parts
@@ -145,7 +148,7 @@ def put_checkout(channel: Channel) -> None:
     names = _checkout_files()
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name in names:
+        for name in (*names, *_compiled(names)):
             archive.add(parts.CHECKOUT / name, name, recursive=False)
     channel.put([packed.getvalue()], CHECKOUT_INSIDE)
     # What went here goes there.
@@ -165,6 +168,17 @@ def _checkout_files() -> list[str]:
     kept = (path for path in parts.CHECKOUT.rglob("*") if path.is_file())
     names = [path.relative_to(parts.CHECKOUT) for path in kept]
     return [str(name) for name in names if not any(part in (".venv", "build", "__pycache__") for part in name.parts)]
+
+
+def _compiled(names: Iterable[str]) -> Iterator[str]:
+    """Compiled Python files of these, where this Python compiles for that inside: emulated, it takes a minute."""
+    if sys.implementation.cache_tag != f"cpython-{parts.ROOT_PYTHON.replace('.', '')}":
+        return
+    for name in names:
+        source = parts.CHECKOUT / name
+        # NOTE: the archive carries times of files: by them the compiled one is known for its source's.
+        if name.startswith(("src/", "guest/")) and name.endswith(".py") and compileall.compile_file(source, quiet=2):
+            yield str(Path(cache_from_source(str(source))).relative_to(parts.CHECKOUT))
 
 
 def get_results(channel: Channel, target: Path) -> None:
