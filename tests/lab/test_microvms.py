@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_lab, pytest.mark.timeout
 DRIVER_TESTS = (
     "test_machine_jail.py::test_the_monitor_has_nothing",
     "test_machine_jail.py::test_a_paused_machine_is_adopted_and_goes_on",
+    "test_agent_line.py::test_control_needs_no_network",
+    "test_agent_line.py::test_no_way_leads_from_the_guest_to_the_host",
     "test_machine_life.py::test_the_exit_code_is_told[firecracker-7]",
     "test_machine_life.py::test_destroy_leaves_the_rootfs_free_at_once",
 )
