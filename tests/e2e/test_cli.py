@@ -2,7 +2,11 @@
 
 import json
 
-from tests.support.instance import Instance, instance
+import pytest
+from e2b import Sandbox
+
+from tests.support.instance import UP_TIMEOUT_S, Instance, instance
+from tests.support.runtimes import missing_runtime
 
 
 def test_sandbox_commands(running: Instance) -> None:
@@ -64,3 +68,20 @@ def test_two_instances_side_by_side(running: Instance) -> None:
         assert second.firebrick("sandbox", "exec", box, "echo", "two").stdout == "two\n"
         assert running.firebrick("sandbox", "list", "-q").stdout == ""
     assert set(running.health().values()) == {"healthy"}
+
+
+def test_down_leaves_what_is_paused() -> None:
+    """After down and up a paused sandbox is there with its files; what ran has ended."""
+    if why := missing_runtime("container"):
+        pytest.skip(f"NOT RUN: {why}")
+    with instance(runtime="container", warm_count="0") as own:
+        box = Sandbox.create(timeout=120, **own.sdk)
+        box.files.write("/home/user/note", "kept")
+        assert box.pause()
+        Sandbox.create(timeout=120, **own.sdk)
+        assert own.firebrick("down").stdout == "Stopped. 1 sandboxes ended.\n"
+        own.firebrick("up", "--detach", timeout_s=UP_TIMEOUT_S)
+        listed = own.firebrick("sandbox", "list", "-q").stdout.split()
+        again = Sandbox.connect(box.sandbox_id, timeout=120, **own.sdk)
+        assert (listed, again.files.read("/home/user/note")) == ([box.sandbox_id], "kept")
+        assert again.kill()

@@ -17,7 +17,7 @@ from firebrick.supervisor.roles import Health, statuses
 
 @reports_errors
 def down() -> None:
-    """End every sandbox of this instance and stop its processes. Data, templates and logs stay."""
+    """End every running sandbox and stop the instance's processes. Paused sandboxes, data, templates and logs stay."""
     config = load_config()
     ended = kill_all(config)
     asyncio.run(lifecycle.stop(config))
@@ -25,13 +25,13 @@ def down() -> None:
 
 
 def kill_all(config: Config) -> int:
-    """Kill every sandbox through the API, so that each row tells who ended it; nothing if the API is down."""
+    """Kill every running sandbox through the API, so that each row tells who ended it; nothing if the API is down."""
     target = lifecycle.credentials(config)
     if target is None:
         return 0
     client = Client(target)
     try:
-        found = client.pages("/v2/sandboxes", {}, limit=100_000)
+        found = client.pages("/v2/sandboxes", {"state": "running"}, limit=100_000)
         for item in found:
             client.request("DELETE", f"/sandboxes/{item['sandboxID']}")
     except FirebrickError as exc:
