@@ -41,9 +41,14 @@ def read_facts(directory: Path) -> MachineFacts:
     )
 
 
-def capacity_of(facts: MachineFacts, *, cpu_overcommit: float, memory_overcommit: float) -> Capacity:
+def has_room(facts: MachineFacts, wanted_mib: int) -> bool:
+    """Whether so much can be written to the disk and its reserve stays free."""
     reserve_mib = max(DISK_RESERVE_MIB, int(facts.disk_mib * DISK_RESERVE_SHARE))
-    is_disk_left = facts.disk_free_mib > reserve_mib
+    return facts.disk_free_mib - wanted_mib > reserve_mib
+
+
+def capacity_of(facts: MachineFacts, *, cpu_overcommit: float, memory_overcommit: float) -> Capacity:
+    is_disk_left = has_room(facts, 0)
     return Capacity(
         millicpu=int(facts.cpu_count * 1000 * cpu_overcommit),
         memory_mib=int(facts.memory_mib * memory_overcommit),

@@ -30,7 +30,7 @@ from firebrick.model.ids import MachineId
 from firebrick.network.base import Slot
 from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
-from firebrick.node.saved_memory import SavedMemory, keeper_of, memory_of, store_memory
+from firebrick.node.saved_memory import SavedMemory, check_room, keeper_of, memory_of, store_memory
 from firebrick.rootfs.base import Rootfs
 from firebrick.runtimes.base import CONSOLE_NAME, AgentLine, Capability, Freezer, MachineSpec, MemoryKeeper, Runtime
 
@@ -321,6 +321,7 @@ class Machine:
         if not keep_memory or self.keeper is None or freezer is None or (is_paused and not self.record.is_held):
             await self.capture_disk(place / "disk")
             return False
+        check_room(place, self.record)
         if is_paused:
             await self._capture_both(place)
             return True

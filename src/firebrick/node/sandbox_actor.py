@@ -75,6 +75,7 @@ class SandboxActor:
         drivers: NodeDrivers,
         *,
         gate: asyncio.Semaphore,
+        saves: asyncio.Semaphore,
         ended_logs: EndedLogs,
         hooks: ActorHooks,
         request: StartSandbox | None = None,
@@ -85,6 +86,7 @@ class SandboxActor:
         self._drivers = drivers
         self._clock: Clock = drivers.clock
         self._gate = gate
+        self._saves = saves
         self._ended_logs = ended_logs
         self._hooks = hooks
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
@@ -309,7 +311,9 @@ class SandboxActor:
             paused_at, freezer = self.machine.record.paused_at, self.machine.freezer
             if self.machine.may_leave_memory:
                 try:
-                    await self._do(self._leave_memory)
+                    # NOTE: waited for out here: within an order it would keep a resume waiting for others' saves.
+                    async with self._saves:
+                        await self._do(self._leave_memory)
                 except FirebrickError as exc:
                     # It is paused as before, and safe.
                     log.warning("sandbox.memory_not_saved", sandbox_id=self.sandbox_id, reason=exc.message)

@@ -19,6 +19,7 @@ from firebrick.linux.space import is_out_of_space
 from firebrick.log import get_log
 from firebrick.model.errors import DiskFull, Internal
 from firebrick.model.ids import SandboxId
+from firebrick.node.capacity import has_room, read_facts
 from firebrick.node.drivers import NodeDrivers
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState, flush_directory
 from firebrick.runtimes.base import Capability, MemoryKeeper, Runtime
@@ -52,6 +53,7 @@ async def store_memory(drivers: NodeDrivers, records: MachineRecords, record: Ma
     assert keeper is not None
     directory = records.directory(record.machine_id)
     draft = directory / "memory.new"
+    check_room(directory, record)
     try:
         await asyncio.to_thread(drop_memory, directory)
         draft.mkdir(mode=0o700)
@@ -71,6 +73,15 @@ async def store_memory(drivers: NodeDrivers, records: MachineRecords, record: Ma
     records.write(kept)
     log.info("machine.memory_saved", machine_id=record.machine_id, memory_bytes=memory_bytes(directory))
     return kept
+
+
+def check_room(directory: Path, record: MachineRecord) -> None:
+    """Raises DiskFull: a machine's memory, should it have written to all of it, would take the disk's reserve."""
+    if not has_room(read_facts(directory), record.limits.memory_mib):
+        raise DiskFull(
+            "The disk of this node is nearly full; it saves no memory until space is freed there.",
+            detail=f"machine {record.machine_id}, up to {record.limits.memory_mib} MiB",
+        )
 
 
 def drop_memory(directory: Path) -> None:

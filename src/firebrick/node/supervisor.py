@@ -50,6 +50,9 @@ from firebrick.runtimes.base import Capability
 STOP_S = 10.0
 """How long a graceful stop waits for starts to be undone and tear-downs to finish; the rest is recovery's."""
 
+SAVES_AT_ONCE = 1
+"""Of memory, when pauses have lasted: nobody waits for them, and each writes as much as the disk takes."""
+
 _AT_REST = (ActorState.WARM, ActorState.RUNNING, ActorState.PAUSED)
 
 Answer = TypeVar("Answer")
@@ -82,6 +85,7 @@ class NodeAgent:
             most_bytes=settings.ended_logs_bytes,
         )
         self._gate = asyncio.Semaphore(settings.start_concurrency)
+        self._saves = asyncio.Semaphore(SAVES_AT_ONCE)
         self._hooks = ActorHooks(
             has_changed=self._actor_changed,
             has_settled=self._actor_settled,
@@ -427,6 +431,7 @@ class NodeAgent:
             Machine(record, self._drivers, self._settings, self._records, source=source),
             self._drivers,
             gate=self._gate,
+            saves=self._saves,
             ended_logs=self._ended_logs,
             hooks=self._hooks,
             request=request,

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from firebrick.network.base import Slot
-from firebrick.node.capacity import DISK_OVERCOMMIT, MachineFacts, capacity_of
+from firebrick.node.capacity import DISK_OVERCOMMIT, MachineFacts, capacity_of, has_room
 from firebrick.node.machine import ID_COUNT, guest_files, id_shift_of
 from firebrick.node.usage import CpuMeter
 
@@ -66,3 +66,10 @@ def test_no_two_slots_share_ids() -> None:
     assert len(shifts) == len(addresses)
     assert all(shift % ID_COUNT == 0 for shift in shifts)
     assert max(shifts) + ID_COUNT < 2**32 - 1
+
+
+def test_what_is_saved_leaves_the_reserve() -> None:
+    """Exactly up to the reserve there is room, and not for a MiB more."""
+    reserve_mib = max(2_048, FACTS.disk_mib // 20)
+    free_mib = FACTS.disk_free_mib - reserve_mib
+    assert [has_room(FACTS, wanted_mib) for wanted_mib in (0, free_mib - 1, free_mib)] == [True, True, False]
