@@ -31,7 +31,8 @@ async def wait_for(
         if time.monotonic() > deadline:
             shown = f"; status: {status()}" if status is not None else ""
             raise AssertionError(f"Condition not met within {timeout_s} s{shown}")
-        await asyncio.sleep(POLL_S)
+        # Where all is slow a look costs more, too.
+        await asyncio.sleep(POLL_S * SLOWNESS)
 
 
 def wait_for_sync(condition: Callable[[], Any], *, timeout_s: float = CEILING_S) -> Any:
