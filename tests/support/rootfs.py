@@ -25,13 +25,19 @@ def make_disks(kind: CloneKind, root: Path) -> Disks:
     return FileDisks(root / "seeds", kind=kind)
 
 
+def needs_device_mapper() -> None:
+    """Skips the test, loudly, where there is none."""
+    if not device_mapper.CONTROL.exists():
+        pytest.skip("NOT RUN: this kernel has no device mapper (`./dev lab` has one)")
+
+
 @contextlib.contextmanager
 def place_for(kind: CloneKind, directory: Path) -> Iterator[Path]:
     """A directory where disks of this kind can be; skips the test, loudly, where there can be none."""
     if os.geteuid() != 0 or not shutil.which("mkfs.erofs"):
         pytest.skip("NOT RUN: needs root and erofs-utils")
-    if kind is CloneKind.DEVMAPPER and not device_mapper.CONTROL.exists():
-        pytest.skip("NOT RUN: this kernel has no device mapper (`./dev lab` has one)")
+    if kind is CloneKind.DEVMAPPER:
+        needs_device_mapper()
     if kind is not CloneKind.REFLINK:
         yield directory
         return

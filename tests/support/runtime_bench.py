@@ -24,7 +24,8 @@ from firebrick.linux.netns import write_sysctl
 from firebrick.linux.process import run
 from firebrick.model.ids import MachineId, new_machine_id
 from firebrick.model.machine import Limits, RuntimeName
-from firebrick.network.maker import GUEST_MAC
+from firebrick.network.maker import GUEST_MAC, LINK_MTU_BYTES
+from firebrick.rootfs.disks import CloneKind
 from firebrick.rootfs.overlay import OverlayRootfs
 from firebrick.runtimes.base import CONSOLE_NAME, Capability, MachineSpec, Runtime
 from firebrick.runtimes.container.driver import ContainerRuntime
@@ -35,6 +36,7 @@ from tests.support.instance import CACHE
 from tests.support.lab import call_in
 from tests.support.leaks import LeakCheck
 from tests.support.minbase import minbase_image
+from tests.support.rootfs import make_disks
 from tests.support.runtimes import no_microvms
 from tests.support.wait import wait_for
 
@@ -120,8 +122,11 @@ class RuntimeBench:
         """A started machine that answers."""
         spec = await self.spec(**changes)
         await self.runtime.start(spec)
-        await wait_for(lambda: self.answers(spec), status=lambda: self.said(spec))
+        await self.ready(spec)
         return spec
+
+    async def ready(self, spec: MachineSpec) -> None:
+        await wait_for(lambda: self.answers(spec), status=lambda: self.said(spec))
 
     async def saved(self, spec: MachineSpec, name: str = "save") -> Path:
         """Freeze a machine and save its memory, with its disk beside it; it stays frozen. The save's directory."""
@@ -205,8 +210,9 @@ class RuntimeBench:
         name = f"fb-{self.instance}-{self._made}"
         subprocess.run(["ip", "netns", "add", name], check=True)
         subprocess.run(["ip", "netns", "add", f"{name}-out"], check=True)
+        mtu = LINK_MTU_BYTES
         batch = f"""
-            link add eth0 address {GUEST_MAC} type veth peer name out0 netns {name}-out
+            link add eth0 address {GUEST_MAC} mtu {mtu} type veth peer name out0 mtu {mtu} netns {name}-out
             addr add {INSIDE}/30 dev eth0
             link set lo up
             link set eth0 up
@@ -264,7 +270,9 @@ def driver_maker(kind: str, state_dir: Path, instance: str) -> Callable[..., Run
 
 
 @contextlib.asynccontextmanager
-async def runtime_bench(kind: str, no_leaks: LeakCheck) -> AsyncIterator[RuntimeBench]:
+async def runtime_bench(
+    kind: str, no_leaks: LeakCheck, *, clones: CloneKind = CloneKind.SPARSE
+) -> AsyncIterator[RuntimeBench]:
     """A bench; at the end its machines are destroyed, and whatever bears its name is a leak."""
     instance = "t" + secrets.token_hex(2)[:3]
     directory = Path(tempfile.mkdtemp(prefix=f"firebrick-bench-{instance}-", dir="/var/tmp"))
@@ -274,7 +282,10 @@ async def runtime_bench(kind: str, no_leaks: LeakCheck) -> AsyncIterator[Runtime
     try:
         make = driver_maker(kind, directory, instance)
         no_leaks.watch(f"-{instance}-", directories=(directory,))
-        disks = OverlayRootfs(root=directory / "disks", instance=instance, pool_size=0, reserve_mib=64)
+        root = directory / "disks"
+        disks = OverlayRootfs(
+            root=root, instance=instance, disks=make_disks(clones, root), pool_size=0, reserve_mib=64
+        )  # fmt: skip
         await disks.recover(frozenset())
         try:
             bench = RuntimeBench(

@@ -36,7 +36,7 @@ $b mount -t devtmpfs dev /dev
 [ -c /dev/vsock ] || fail "the kernel has no vsock"
 
 $b tar -x -f /dev/vdd -C /spec || fail "the description of the machine cannot be read"
-# Sets hostname, address, gateway, process_count, disk_size and how to start the program: `program`.
+# Sets hostname, address, gateway, mtu, outward_mtu, process_count and how to start the program: `program`.
 . /spec/machine
 
 $b mount -t erofs -o ro /dev/vda /image || fail "the image cannot be mounted"
@@ -92,8 +92,9 @@ $b ip link set lo up
 if [ -n "$address" ]; then
     echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6
     $b ip addr add "$address" dev eth0
-    $b ip link set eth0 up
-    [ -z "$gateway" ] || $b ip route add default via "$gateway"
+    # As the slot's link, for between host and guest nothing is a wire; what goes beyond the host keeps to Ethernet's.
+    $b ip link set eth0 mtu "$mtu" up
+    [ -z "$gateway" ] || $b ip route add default via "$gateway" mtu "$outward_mtu"
 fi
 # A user may ping and listen on any port, as under the other runtimes.
 echo "0 2147483647" > /proc/sys/net/ipv4/ping_group_range

@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -19,6 +20,9 @@ TUN = Path("/dev/net/tun")
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _SIOCGIFADDR, _SIOCGIFNETMASK, _SIOCGIFHWADDR = 0x8915, 0x891B, 0x8927
+_SIOCGIFMTU, _SIOCSIFMTU = 0x8921, 0x8922
+MOST_MTU_BYTES = 65_521
+"""Of a tap."""
 _ROUTES = Path("/proc/thread-self/net/route")
 _RTF_GATEWAY = 2
 
@@ -30,6 +34,7 @@ class LinkSettings:
     mac: str
     address: IPv4Interface
     gateway: str = ""
+    mtu_bytes: int = 1500
 
 
 def link_settings(name: str) -> LinkSettings | None:
@@ -40,6 +45,7 @@ def link_settings(name: str) -> LinkSettings | None:
             mac = fcntl.ioctl(asking, _SIOCGIFHWADDR, request)[18:24]
             address = fcntl.ioctl(asking, _SIOCGIFADDR, request)[20:24]
             mask = fcntl.ioctl(asking, _SIOCGIFNETMASK, request)[20:24]
+            mtu = fcntl.ioctl(asking, _SIOCGIFMTU, request)[16:20]
         except OSError:
             return None
     prefix_length = int.from_bytes(mask).bit_count()
@@ -47,6 +53,7 @@ def link_settings(name: str) -> LinkSettings | None:
         mac=mac.hex(":"),
         address=IPv4Interface((address, prefix_length)),
         gateway=default_gateway(_ROUTES.read_text(), name),
+        mtu_bytes=int.from_bytes(mtu, sys.byteorder),
     )
 
 
@@ -65,12 +72,13 @@ def default_gateway(routes: str, link: str) -> str:
 
 
 def put_tap_before(link: str, tap: str, *, user_id: int) -> None:
-    """Make a tap that this user may open, and join it to the link.
+    """Make a tap that this user may open, with the link's MTU, and join it to the link.
 
     Effects: the device and a table of rules. They last as long as the namespace, and are its owner's to remove with it.
     Idempotent. Raises: OSError; NftFailed where the kernel has no nft_fwd_netdev.
     """
     _make_tap(tap, user_id)
+    _copy_mtu(link, tap)
     with NetlinkSocket() as netlink:
         netlink.request(link_up(socket.if_nametoindex(tap)))
     with Nft() as nft:
@@ -105,6 +113,13 @@ def _make_tap(name: str, user_id: int) -> None:
             fcntl.ioctl(descriptor, request, as_argument(value))
     finally:
         os.close(descriptor)
+
+
+def _copy_mtu(link: str, tap: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        found = fcntl.ioctl(asking, _SIOCGIFMTU, struct.pack("16s24x", link.encode()))
+        mtu_bytes = min(int.from_bytes(found[16:20], sys.byteorder), MOST_MTU_BYTES)
+        fcntl.ioctl(asking, _SIOCSIFMTU, struct.pack("16si20x", tap.encode(), mtu_bytes))
 
 
 def as_argument(value: int) -> int:

@@ -59,19 +59,20 @@ def test_the_configuration() -> None:
 
 
 def test_rates_limit_every_drive_and_both_ways() -> None:
-    """A tenth of a second's worth, ten times a second."""
-    config = machine_config(LIMITS, network=NETWORK, rates=Rates(disk_bytes_per_s=1000, network_bytes_per_s=500))
-    assert all(d["rate_limiter"] == {"bandwidth": {"size": 100, "refill_time": 100}} for d in config["drives"])
+    """A tenth of a second's worth, ten times a second; a whole one's where that would be less than one request."""
+    rates = Rates(disk_bytes_per_s=100 << 20, network_bytes_per_s=1 << 20)
+    config = machine_config(LIMITS, network=NETWORK, rates=rates)
+    assert all(d["rate_limiter"] == {"bandwidth": {"size": 10 << 20, "refill_time": 100}} for d in config["drives"])
     (interface,) = config["network-interfaces"]
     assert interface["rx_rate_limiter"] == interface["tx_rate_limiter"]
-    assert interface["rx_rate_limiter"]["bandwidth"]["size"] == 50
+    assert interface["rx_rate_limiter"] == {"bandwidth": {"size": 1 << 20, "refill_time": 1000}}
 
 
 def test_rates_of_a_restored_machine_are_changed_to_ours() -> None:
     """Every drive and both ways; a limit that is gone is a bucket without a size."""
     changes = dict(rate_changes(Rates(disk_bytes_per_s=1000), has_network=True))
     assert changes["/drives/disk"] == {
-        "drive_id": "disk", "rate_limiter": {"bandwidth": {"size": 100, "refill_time": 100}}
+        "drive_id": "disk", "rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 1000}}
     }  # fmt: skip
     none = {"bandwidth": {"size": 0, "refill_time": 0}}
     assert changes["/network-interfaces/eth0"] == {

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from firebrick.runtimes.firecracker.memory import (
 from firebrick.runtimes.firecracker.plan import (
     API_SOCKET,
     CONFIG,
+    DISK,
     MEMORY,
     REPORT,
     REPORT_BYTES,
@@ -163,12 +165,13 @@ class FirecrackerRuntime:
         """In a thread of its own, which enters the machine's network namespace. Raises OSError, ValueError."""
         jail = self._jail(spec.machine_id)
         assert spec.disk_file is not None
+        disk = spec.disk_file.stat()
         argv = jailer_argv(
             self._tools,
             jail,
             user_id=spec.user_id,
             netns=spec.netns,
-            largest_file_bytes=max(spec.disk_file.stat().st_size, spec.limits.memory_mib << 20),
+            largest_file_bytes=max(disk.st_size, spec.limits.memory_mib << 20),
             is_configured=not started.is_restored,
         )
         self._jails.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -176,7 +179,12 @@ class FirecrackerRuntime:
         jail.root.mkdir(mode=0o700, parents=True)
         SavePlace(directory=jail.save_place).make()
         give_agent(agent, jail.agent)
-        os.chown(spec.disk_file, spec.user_id, spec.user_id)
+        if stat.S_ISBLK(disk.st_mode):
+            # A node of its own: whose the host's is, others decide.
+            os.mknod(jail.root / DISK, stat.S_IFBLK | 0o600, disk.st_rdev)
+            os.chown(jail.root / DISK, spec.user_id, spec.user_id)
+        else:
+            os.chown(spec.disk_file, spec.user_id, spec.user_id)
         network = _network(spec.netns, spec.user_id)
         if started.is_restored and network != started.network:
             raise ValueError(f"its place in the network is {network}, and was {started.network} when it was saved")
@@ -489,7 +497,7 @@ def _network(netns: Path, user_id: int) -> Network | None:
             put_tap_before(_LINK, TAP, user_id=user_id)
         except NftFailed as exc:
             raise OSError(f"the tap cannot be joined to {_LINK}: {exc}") from exc
-        return Network(mac=found.mac, address=found.address, gateway=found.gateway)
+        return Network(mac=found.mac, address=found.address, gateway=found.gateway, mtu_bytes=found.mtu_bytes)
 
     return call_inside(netns, join)
 
@@ -500,6 +508,8 @@ def _binding(root: Path, files: tuple[Bound, ...]) -> Callable[[], None]:
     def bind_all() -> None:
         for file in files:
             place = root / file.name
+            if place.is_block_device():
+                continue
             if file.is_directory:
                 place.mkdir(mode=0o700)
             else:

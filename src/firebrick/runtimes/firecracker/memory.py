@@ -250,7 +250,12 @@ def _started_out(started: Started) -> dict[str, Any]:
         "guest_kernel_sha256": started.guest_kernel_sha256,
         "initramfs_sha256": started.initramfs_sha256,
         "network": network
-        and {"mac": network.mac, "address": str(network.address), "gateway": network.gateway},
+        and {
+            "mac": network.mac,
+            "address": str(network.address),
+            "gateway": network.gateway,
+            "mtu_bytes": network.mtu_bytes,
+        },
         "disk_bytes_per_s": started.rates.disk_bytes_per_s,
         "network_bytes_per_s": started.rates.network_bytes_per_s,
         "is_restored": started.is_restored,
@@ -267,7 +272,10 @@ def _started_in(found: Any) -> Started:
         initramfs_sha256=str(found["initramfs_sha256"]),
         network=network
         and Network(
-            mac=str(network["mac"]), address=IPv4Interface(network["address"]), gateway=str(network["gateway"])
+            mac=str(network["mac"]),
+            address=IPv4Interface(network["address"]),
+            gateway=str(network["gateway"]),
+            mtu_bytes=int(network["mtu_bytes"]),
         ),
         rates=Rates(
             disk_bytes_per_s=int(found["disk_bytes_per_s"]), network_bytes_per_s=int(found["network_bytes_per_s"])

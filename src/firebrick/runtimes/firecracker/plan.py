@@ -33,8 +33,9 @@ PROGRAM = "firecracker"
 
 API_SOCKET, VSOCK_SOCKET, CONFIG, REPORT, SPEC = "api.sock", "vsock.sock", "config.json", "report", "spec"
 MEMORY, STATE, SAVE = "memory", "state", "save"
-DRIVES = ("image", "disk", "agent", SPEC, REPORT)
-WRITABLE = frozenset({"disk", REPORT})
+DISK = "disk"
+DRIVES = ("image", DISK, "agent", SPEC, REPORT)
+WRITABLE = frozenset({DISK, REPORT})
 TAP, INTERFACE = "tap0", "eth0"
 GUEST_CID = 3
 """The same in every guest: what tells them apart on the host is the socket."""
@@ -58,6 +59,12 @@ BOOT_ARGUMENTS = (
     "random.trust_cpu=on",
     "rdinit=/init",
 )
+
+LARGEST_REQUEST_BYTES = 4 << 20
+"""Of a guest's to a drive, with room."""
+
+OUTWARD_MTU_BYTES = 1500
+"""Ethernet's, for what goes beyond the host; between host and guest nothing is a wire."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -98,6 +105,7 @@ class Network:
     mac: str
     address: IPv4Interface
     gateway: str = ""
+    mtu_bytes: int = 1500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +231,10 @@ def _bucket(bytes_per_s: int) -> Json:
     if not bytes_per_s:
         # A bucket without a size is none.
         return {"bandwidth": {"size": 0, "refill_time": 0}}
-    # Refilled over a tenth of a second: short bursts pass, and a flood is spread evenly.
-    return {"bandwidth": {"size": max(1, bytes_per_s // 10), "refill_time": 100}}
+    # Refilled over a tenth of a second: short bursts pass, and a flood is spread evenly. Over a whole one where that
+    # would be less than the largest request, of which the monitor counts only a part.
+    parts = 10 if bytes_per_s // 10 >= LARGEST_REQUEST_BYTES else 1
+    return {"bandwidth": {"size": bytes_per_s // parts, "refill_time": 1000 // parts}}
 
 
 def bound_files(tools: Tools, jail: Jail, *, image: Path, disk: Path, save: Path | None = None) -> tuple[Bound, ...]:
@@ -237,7 +247,7 @@ def bound_files(tools: Tools, jail: Jail, *, image: Path, disk: Path, save: Path
         ),
         Bound(source=image, name="image"),
         Bound(source=jail.agent, name="agent"),
-        Bound(source=disk, name="disk", read_only=False),
+        Bound(source=disk, name=DISK, read_only=False),
         Bound(source=jail.save_place, name=SAVE, read_only=False, is_directory=True),
     )
 
@@ -301,6 +311,8 @@ def machine_script(spec: MachineSpec, network: Network | None) -> str:
             f"hostname={spec.hostname}\n",
             f"address={network.address if network else ''}\n",
             f"gateway={network.gateway if network else ''}\n",
+            f"mtu={network.mtu_bytes if network else ''}\n",
+            f"outward_mtu={min(network.mtu_bytes, OUTWARD_MTU_BYTES) if network else ''}\n",
             f"process_count={spec.limits.process_count}\n",
             f"program() {{\n    exec {program}\n}}\n",
         )
