@@ -80,7 +80,8 @@ class OverlayRootfs:
         root: ours alone, on a filesystem with sparse files; made if absent.
         disks: how what a machine writes is kept and cloned; None: as sparse files.
         instance: shown as the source of every overlay mount, for people who read mountinfo.
-        pool_size: uppers kept mounted ahead; each costs 230 KiB of disk and a loop device.
+        pool_size: uppers kept mounted ahead; each costs 230 KiB of disk and a loop device. As many that are not
+            mounted, from the first machine on that has a kernel of its own.
         disk_mib: size of those uppers; `prepare` of another size makes its own, in about 5 ms.
         reserve_mib: `prepare` refuses below this much free space, because a host that is full turns every
             machine's writes into I/O errors.
@@ -104,6 +105,8 @@ class OverlayRootfs:
         self._namespaces = ShiftedNamespaces()
         self._reserve_mib = reserve_mib
         self._ready: list[Upper] = []
+        self._ready_files: list[Upper] = []
+        self._file_count = 0
         self._taken = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -130,7 +133,8 @@ class OverlayRootfs:
         with _Translate(f"prepare the disk of machine {machine_id}"):
             await self._blocking(self._check_room)
             if not is_mounted:
-                return await self._prepare_file(machine_id, image, self._fill(disk_mib, disk, shares))
+                is_new = disk is None and disk_mib == self._disk_mib
+                return await self._prepare_file(machine_id, image, self._fill(disk_mib, disk, shares), is_new)
             lower = await self._lower(image)
             is_new = disk is None and disk_mib == self._disk_mib
             ready = self._ready.pop() if self._ready and is_new else None
@@ -148,8 +152,11 @@ class OverlayRootfs:
         inside = self._machine(machine_id).disk
         return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=inside)
 
-    async def _prepare_file(self, machine_id: MachineId, image: Path, fill: Fill) -> Rootfs:
-        work = asyncio.ensure_future(self._blocking(self._clone_file, machine_id, fill))
+    async def _prepare_file(self, machine_id: MachineId, image: Path, fill: Fill, is_new: bool) -> Rootfs:
+        ready = self._ready_files.pop() if self._ready_files and is_new else None
+        self._file_count = self._pool_size
+        self._taken.set()
+        work = asyncio.ensure_future(self._blocking(self._clone_file, machine_id, ready, fill))
         try:
             upper = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -220,7 +227,7 @@ class OverlayRootfs:
             self._filler.cancel()
             await asyncio.wait([self._filler])
             self._filler = None
-        unused, self._ready = self._ready, []
+        unused, self._ready, self._ready_files = self._ready + self._ready_files, [], []
         with _Translate("take down unused disks"):
             for upper in unused:
                 await self._blocking(destroy_upper, self._disks, upper)
@@ -242,7 +249,10 @@ class OverlayRootfs:
             self._taken.clear()
             try:
                 while len(self._ready) < self._pool_size:
-                    self._ready.append(await self._make_ready())
+                    make = partial(self._make, str(self._disk_mib), self._fill(self._disk_mib))
+                    await self._add_ready(self._ready, make)
+                while len(self._ready_files) < self._file_count:
+                    await self._add_ready(self._ready_files, self._make_file)
             except (OSError, CommandFailed) as exc:
                 # A full or failing disk: `prepare` reports it to its caller; here we only try again later.
                 log.warning("rootfs.pool_not_filled", error=str(exc))
@@ -250,14 +260,14 @@ class OverlayRootfs:
                 continue
             await self._taken.wait()
 
-    async def _make_ready(self) -> Upper:
-        work = asyncio.ensure_future(self._blocking(self._make, str(self._disk_mib), self._fill(self._disk_mib)))
+    async def _add_ready(self, ready: list[Upper], make: Callable[[], Upper]) -> None:
+        work = asyncio.ensure_future(self._blocking(make))
         try:
-            return await asyncio.shield(work)
+            ready.append(await asyncio.shield(work))
         except asyncio.CancelledError:
             await asyncio.wait([work])
             if not work.exception():
-                self._ready.append(work.result())
+                ready.append(work.result())
             raise
 
     async def _lower(self, image: Path) -> Path:
@@ -287,12 +297,22 @@ class OverlayRootfs:
             raise
         return upper.merged
 
-    def _clone_file(self, machine_id: MachineId, fill: Fill) -> Upper:
+    def _clone_file(self, machine_id: MachineId, ready: Upper | None, fill: Fill) -> Upper:
         target = self._machine(machine_id)
         if target.directory.exists():
+            if ready is not None:
+                self._ready_files.append(ready)
             raise RootfsFailed(f"Machine {machine_id} already has a disk; remove it before preparing another.")
+        if ready is not None:
+            return ready.moved(target.directory)
+        making = self._root / "making" / f"file-{secrets.token_hex(6)}"
+        return make_upper(self._disks, making, fill, is_mounted=False).moved(target.directory)
+
+    def _make_file(self) -> Upper:
+        # NOTE: of no size that the pool knows: what a power cut left of it is not taken for a new one.
         name = f"file-{secrets.token_hex(6)}"
-        return make_upper(self._disks, self._root / "making" / name, fill, is_mounted=False).moved(target.directory)
+        made = make_upper(self._disks, self._root / "making" / name, self._fill(self._disk_mib), is_mounted=False)
+        return made.moved(self._root / "pool" / name)
 
     def _fill(self, disk_mib: int, disk: Path | None = None, shares: bool = False) -> Fill:
         if disk is None:

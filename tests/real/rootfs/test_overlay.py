@@ -362,6 +362,21 @@ async def test_a_disk_grows_and_never_shrinks(disks: Disks) -> None:
     copy.unlink()
 
 
+async def test_disks_that_nobody_mounts_are_made_ahead_too(disks: Disks) -> None:
+    """From the first machine on that has a kernel of its own the next ones take a disk that is there."""
+    driver = await disks.start()
+    pool = disks.root / "pool"
+    assert not list(pool.glob("file-*"))
+    await driver.prepare(new_machine_id(), disks.image, disk_mib=DISK_MIB, is_mounted=False)
+    await wait_for(lambda: len(list(pool.glob("file-*"))) == 2)
+    ready = {path.stat().st_ino for path in pool.glob("file-*")}
+    made = await driver.prepare(new_machine_id(), disks.image, disk_mib=DISK_MIB, is_mounted=False)
+    assert made.disk_file is not None
+    assert made.disk_file.parent.stat().st_ino in ready
+    await driver.close()
+    assert not list(pool.iterdir())
+
+
 def write_as_a_guest(disk: Path) -> None:
     """What an init script and a guest do with it: an upper of its own, and a file."""
     with tempfile.TemporaryDirectory() as place, attached(disk) as device:
