@@ -141,8 +141,16 @@ class RuntimeBench:
         """Another machine that goes on from a save, and answers."""
         spec = await self.spec(kept_disk=save.with_suffix(".disk"), memory=save, **changes)
         await self.runtime.start(spec)
-        await wait_for(lambda: self.answers(spec), status=lambda: self.said(spec))
+        await wait_for(lambda: self._answers_yet(spec), status=lambda: self.said(spec))
         return spec
+
+    async def _answers_yet(self, spec: MachineSpec) -> bool:
+        """Fails the test at once, and says why, when it has ended instead."""
+        if await self.answers(spec):
+            return True
+        status = await self.runtime.inspect(spec.machine_id)
+        assert status.is_running, f"{await self.runtime.wait_exit(spec.machine_id)} {self.said(spec)}"
+        return False
 
     async def answers(self, spec: MachineSpec) -> bool:
         try:
