@@ -45,11 +45,21 @@ def machine() -> Iterator[Fleet]:
 def test_the_driver_keeps_its_contract(machine: Fleet) -> None:
     """A machine's life, its jail, its exit and its adoption by another node agent, as on hardware."""
     tests = [f"tests/real/runtimes/{name}" for name in DRIVER_TESTS]
-    argv = [sys.executable, "-m", "tests.lab", "test", "-q", "-k", "firecracker", *tests]
+    assert f"{len(DRIVER_TESTS)} passed" in _passed(machine, "firecracker", *tests)
+
+
+def test_disks_keep_their_contract_by_every_way_of_cloning(machine: Fleet) -> None:
+    """Blocks shared on XFS, and a thin pool of device mapper."""
+    assert "skipped" not in _passed(machine, "devmapper or reflink", "tests/contract/rootfs")
+
+
+def _passed(machine: Fleet, selected: str, *tests: str) -> str:
+    """What a run in the machine said, in which nothing failed."""
+    argv = [sys.executable, "-m", "tests.lab", "test", "-q", "-k", selected, *tests]
     env = {**os.environ, "FIREBRICK_LAB_NAME": machine.folder.name}
     done = subprocess.run(argv, cwd=parts.CHECKOUT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(DRIVER_TESTS)} passed" in done.stdout, done.stdout
+    return done.stdout
 
 
 def test_the_official_client_uses_a_whole_instance(machine: Fleet) -> None:
