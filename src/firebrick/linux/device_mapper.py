@@ -26,6 +26,7 @@ _IOCTL = 3 << 30 | _HEAD.size << 16 | 0xFD << 8
 _SUSPENDED = 1 << 1
 _LIVE = 1 << 5
 _BUFFER_FULL = 1 << 8
+_NO_FLUSH = 1 << 11
 _BUFFER_BYTES = 16 << 10
 _MOST_BUFFER_BYTES = 16 << 20
 
@@ -101,8 +102,8 @@ def message(name: str, text: str) -> None:
 
 
 def status(name: str) -> str:
-    """What its target says of itself; the words are the target's own."""
-    answer = _call(_TABLE_STATUS, name)
+    """What its target says of itself, as far as it knows without writing anything; the words are the target's own."""
+    answer = _call(_TABLE_STATUS, name, flags=_NO_FLUSH)
     return answer.data[_TARGET.size :].split(b"\0", 1)[0].decode()
 
 
