@@ -347,13 +347,14 @@ class FirecrackerRuntime:
         return self._machines.usage(machine_id)
 
     async def recover(self) -> tuple[MachineId, ...]:
-        running = []
-        for machine_id in await self._machines.recover():
-            if await self._is_waiting(machine_id):
+        found = await self._machines.recover()
+        async with asyncio.TaskGroup() as group:
+            # A monitor that is slow to answer keeps none of the others waiting.
+            asked = {machine_id: group.create_task(self._is_waiting(machine_id)) for machine_id in found}
+        for machine_id in found:
+            if asked[machine_id].result():
                 await self._machines.destroy(machine_id)
-            else:
-                running.append(machine_id)
-        return tuple(running)
+        return tuple(machine_id for machine_id in found if not asked[machine_id].result())
 
     async def _is_waiting(self, machine_id: MachineId) -> bool:
         """Whether it was to go on from a save and nobody told its monitor to: its start was cut off."""
