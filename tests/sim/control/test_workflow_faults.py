@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from firebrick.control.background.finish_sandboxes import CREATE_ABANDONED_S, FinishSandboxes
 from firebrick.control.workflows.engine import Step, run_workflow
 from firebrick.control.workflows.sandbox_create import START_DEADLINE_S, STEPS, SandboxCreate
 from firebrick.control.workflows.sandbox_kill import BEGIN, FINISH, SandboxKill
@@ -110,6 +111,24 @@ async def test_a_create_whose_undo_failed_is_ended_at_once(running: Running, cou
     await wait_consistent(running)
     assert await running.living() == []
     assert running.world.clock.now() - before < timedelta(seconds=START_DEADLINE_S)
+
+
+async def test_a_slow_machine_has_longer_to_create(world: World) -> None:
+    """A create that another process may still be at is given up when the machine's patience is over, and not before."""
+    world.config = replace(world.config, patience=10.0)
+    async with run_control(world) as plane:
+        create = wish(plane)
+        for step in STEPS[: NAMES.index("confirm")]:
+            await step.act(create)
+        platform = plane.control.platform
+        finish = FinishSandboxes(platform, born_at=world.clock.now(), is_only_one=False)
+        with platform.working(create.sandbox.sandbox_id):
+            world.clock.advance(CREATE_ABANDONED_S + 1)
+            await finish.round()
+            assert (await plane.row(create.sandbox.sandbox_id)).state is SandboxState.CREATING
+            world.clock.advance(CREATE_ABANDONED_S * 9)
+            await finish.round()
+            assert (await plane.row(create.sandbox.sandbox_id)).state is not SandboxState.CREATING
 
 
 @pytest.mark.parametrize("count", range(len(BEGIN) + len(FINISH)))
