@@ -1,5 +1,7 @@
 """Machine records: what a restart reads."""
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -96,6 +98,16 @@ def test_times_are_exact_to_the_microsecond(moment: datetime) -> None:
     """There and back is the same moment."""
     assert from_us(to_us(moment)) == moment
     assert decode_record(encode_record(make_record(started_at=moment))).started_at == moment
+
+
+def test_what_is_known_of_saved_memory_comes_back() -> None:
+    """Whether it was held, has memory and which disk belongs to that; an older agent's record knows of none."""
+    record = make_record(is_held=True, has_memory=True, disk_stamp="7.8.9")
+    assert decode_record(encode_record(record)) == record
+    raw = json.loads(encode_record(record))
+    for name in ("is_held", "has_memory", "disk_stamp"):
+        del raw[name]
+    assert decode_record(json.dumps(raw)) == replace(record, is_held=False, has_memory=False, disk_stamp="")
 
 
 STATES = st.sampled_from(list(MachineState))
