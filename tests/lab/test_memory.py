@@ -16,7 +16,7 @@ from tests.support.instance import Instance
 from tests.support.wait import wait_for_sync
 
 # A quarter of an hour here, and several times that on a machine that is busy.
-pytestmark = [pytest.mark.needs_root, pytest.mark.needs_lab, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_lab, pytest.mark.nightly, pytest.mark.timeout(7200)]
 
 TIMEOUT_S, LIFETIME_S = 1800, 7200
 FORK_COUNT = 10

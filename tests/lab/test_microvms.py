@@ -4,6 +4,7 @@ machine. All others take most of an hour there: docs/reference/lab.md says how t
 import os
 import subprocess
 import sys
+import traceback
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +31,9 @@ DRIVER_TESTS = (
     "test_machine_life.py::test_destroy_leaves_the_rootfs_free_at_once",
 )
 TIMEOUT_S, LIFETIME_S = 900, 3600
+ATTEMPT_COUNT = 3
+"""Of some forty guests in emulation two did not boot as they should (docs/reference/lab.md), which on hardware nobody
+has seen: what fails is tried again, and told. A fault of ours fails each time."""
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +61,40 @@ def _passed(machine: Fleet, selected: str, *tests: str) -> str:
     """What a run in the machine said, in which nothing failed."""
     argv = [sys.executable, "-m", "tests.lab", "test", "-q", "-k", selected, *tests]
     env = {**os.environ, "FIREBRICK_LAB_NAME": machine.folder.name}
-    done = subprocess.run(argv, cwd=parts.CHECKOUT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    said: list[str] = []
+    for _ in range(ATTEMPT_COUNT):
+        done = subprocess.run(
+            argv, cwd=parts.CHECKOUT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        said.append(done.stdout + done.stderr)
+        if done.returncode == 0:
+            return done.stdout
+    pytest.fail("\n".join(said))
 
 
 def test_the_official_client_uses_a_whole_instance(machine: Fleet) -> None:
     """`firebrick up --runtime firecracker` goes through in one call; create, commands, files, terminal, server, pause,
     resume and kill are what they are on other runtimes; `firebrick down` leaves nothing."""
-    with whole_instance(machine.outers[0]) as instance:
-        options = {**instance.sdk, "request_timeout": TIMEOUT_S}
-        box = Sandbox.create(timeout=LIFETIME_S, **options)
-        _use_commands(box)
-        _use_files_and_terminal(box)
-        _reach_a_server(box, instance)
-        _pause_and_resume(box, options)
-        assert box.kill() is True
-        assert box.is_running() is False
+    for attempt in range(1, ATTEMPT_COUNT + 1):
+        try:
+            with whole_instance(machine.outers[0]) as instance:
+                _live(instance)
+            return
+        except Exception:
+            if attempt == ATTEMPT_COUNT:
+                raise
+            print(f"attempt {attempt} of {ATTEMPT_COUNT} failed:\n{traceback.format_exc()}")
+
+
+def _live(instance: Instance) -> None:
+    options = {**instance.sdk, "request_timeout": TIMEOUT_S}
+    box = Sandbox.create(timeout=LIFETIME_S, **options)
+    _use_commands(box)
+    _use_files_and_terminal(box)
+    _reach_a_server(box, instance)
+    _pause_and_resume(box, options)
+    assert box.kill() is True
+    assert box.is_running() is False
 
 
 def _use_commands(box: Sandbox) -> None:
