@@ -149,13 +149,16 @@ class KeptDisks:
         await self._drivers.rootfs.remove(record.machine_id)
         await asyncio.to_thread(self._records.remove, record.machine_id)
 
-    def disk_bytes(self, record: MachineRecord) -> int:
+    async def disk_bytes(self, record: MachineRecord) -> int:
         """What its disk and its saved memory take on this computer's; 0 when that cannot be told."""
-        saved_bytes = memory_bytes(self._records.directory(record.machine_id)) if record.has_memory else 0
+        directory = self._records.directory(record.machine_id)
+        saved_bytes = await asyncio.to_thread(memory_bytes, directory) if record.has_memory else 0
+        if not self._writes_inside(record.runtime):
+            return await self._drivers.rootfs.usage_bytes(record.machine_id) + saved_bytes
         try:
-            return self._disk(record).stat().st_blocks * 512 + saved_bytes
+            return archive_of(directory).stat().st_blocks * 512 + saved_bytes
         except OSError:
-            return 0
+            return saved_bytes
 
     def _writes_inside(self, name: RuntimeName) -> bool:
         runtime = self._drivers.runtimes.get(name)

@@ -348,7 +348,7 @@ class NodeAgent:
             machine_id=record.machine_id,
             keeps_memory=keeps_memory,
             paused_at=record.paused_at,
-            disk_bytes=await asyncio.to_thread(self._kept.disk_bytes, record),
+            disk_bytes=await self._kept.disk_bytes(record),
             is_silent=record.is_silent,
         )
 
