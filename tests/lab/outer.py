@@ -25,6 +25,7 @@ from tests.lab.root import Build
 CPU_COUNT = 2
 BOOT_TIMEOUT_S = 300
 QUIT_TIMEOUT_S = 20
+CONNECT_ATTEMPTS = 100
 READY = "LAB-READY"
 DISK_PLACE = "place"
 CPU = "EPYC-Rome,+svm"
@@ -221,7 +222,15 @@ class Monitor:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(60)
         try:
-            connection.connect(str(folder / "qmp"))
+            # The socket is there a moment before anybody listens on it.
+            for attempt in range(CONNECT_ATTEMPTS, -1, -1):
+                try:
+                    connection.connect(str(folder / "qmp"))
+                    break
+                except ConnectionRefusedError:
+                    if attempt == 0:
+                        raise
+                    time.sleep(0.1)
             monitor = cls(connection=connection)
             monitor.call("qmp_capabilities")
         except BaseException:
