@@ -6,7 +6,7 @@ from functools import partial
 from firebrick.config import Config
 from firebrick.doctor.doctor import RuntimeProbe, find_firecracker, find_oci_runtime, find_runsc
 from firebrick.doctor.result import ProbeResult, ProbeStatus
-from firebrick.doctor.runtime_probes import probe_container, probe_firecracker, probe_gvisor, probe_no_firecracker
+from firebrick.doctor.runtime_probes import probe_container, probe_gvisor, probe_microvms, probe_no_firecracker
 
 RUNSC_MEND = (("firebrick", "up"),)
 OCI_MEND = (("apt-get", "install", "--yes", "--no-install-recommends", "runc"),)
@@ -25,7 +25,7 @@ def runtime_probes(config: Config) -> Iterable[RuntimeProbe]:
         if oci
         else partial(_absent, "container", "neither runc nor crun", OCI_MEND)
     )
-    yield partial(probe_firecracker, tools, patience=config.patience) if tools else probe_no_firecracker
+    yield partial(probe_microvms, config, tools) if tools else probe_no_firecracker
 
 
 async def _absent(name: str, summary: str, mend: tuple[tuple[str, ...], ...]) -> ProbeResult:

@@ -14,7 +14,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from firebrick.config import Config
+from firebrick.doctor.host_reading import read_host
 from firebrick.doctor.result import ProbeResult, ProbeStatus
+from firebrick.doctor.virtualisation import Virtualisation, kind_of
 from firebrick.linux import netns
 from firebrick.linux.erofs import mkfs_command
 from firebrick.linux.process import CommandFailed, run
@@ -74,6 +77,19 @@ async def probe_firecracker(tools: Tools, *, patience: float = 1.0) -> ProbeResu
         )  # fmt: skip
 
     return await _probe(RuntimeName.FIRECRACKER, tools.firecracker, driver, deadline_s=BOOT_DEADLINE_S * patience)
+
+
+async def probe_microvms(config: Config, tools: Tools) -> ProbeResult:
+    """As `probe_firecracker`, but where nobody asked for microVMs and KVM is of the kind that boots no ordinary guest,
+    that is told at once and not found out for a minute, at every `up`."""
+    if config.runtime != RuntimeName.FIRECRACKER and kind_of(read_host(config)) is Virtualisation.PAGE_TABLE:
+        return ProbeResult(
+            name=RuntimeName.FIRECRACKER,
+            status=ProbeStatus.ABSENT,
+            summary=f"{Virtualisation.PAGE_TABLE} boots no ordinary guest: not tried",
+            why="See `virtualisation`. `firebrick setup firecracker` tries it all the same.",
+        )
+    return await probe_firecracker(tools, patience=config.patience)
 
 
 async def probe_no_firecracker() -> ProbeResult:

@@ -16,7 +16,7 @@ from firebrick.builder.template_store import IMAGE_NAME, RECORD_NAME, list_build
 from firebrick.clock import SystemClock
 from firebrick.config import Config
 from firebrick.doctor.doctor import find_firecracker, find_oci_runtime, find_runsc, working_runtimes
-from firebrick.doctor.runtime_probes import probe_container, probe_firecracker, probe_gvisor
+from firebrick.doctor.runtime_probes import probe_container, probe_gvisor, probe_microvms
 from firebrick.guestlink.http import HttpGuestLink
 from firebrick.guestlink.sim import SimGuests
 from firebrick.linux.kernel_log import KernelLog
@@ -180,7 +180,7 @@ async def _proven(config: Config, built: Mapping[RuntimeName, Runtime]) -> froze
         pass
     results = []
     if RuntimeName.FIRECRACKER in built and (tools := find_firecracker(config)) is not None:
-        results.append(await probe_firecracker(tools, patience=config.patience))
+        results.append(await probe_microvms(config, tools))
     if RuntimeName.GVISOR in built and (runsc := find_runsc(config)) is not None:
         results.append(await probe_gvisor(runsc, patience=config.patience))
     if RuntimeName.CONTAINER in built and (binary := find_oci_runtime(config)) is not None:
