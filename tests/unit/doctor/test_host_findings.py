@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from firebrick.config import load_config
+from firebrick.doctor import runtime_probes
 from firebrick.doctor.doctor import guest_boots
 from firebrick.doctor.host_facts import Cpu, Device, HostFacts, Modules, Place, ProcessLimits
 from firebrick.doctor.host_findings import host_findings
 from firebrick.doctor.result import ProbeResult, ProbeStatus
 from firebrick.doctor.virtualisation import Virtualisation, kind_of, virtualisation_finding
+from firebrick.runtimes.firecracker.plan import Tools
 
 OK, WARN, FAIL, ABSENT = ProbeStatus.OK, ProbeStatus.WARN, ProbeStatus.FAIL, ProbeStatus.ABSENT
 DATA = Place(path=Path("/data"), mounted_at=Path("/"), fstype="ext4", options=frozenset({"rw"}))
@@ -87,6 +90,27 @@ def test_a_guest_that_boots_is_the_proof(host: HostFacts, status: ProbeStatus, s
     found = virtualisation_finding(host, boots=True)
     assert found.status is status
     assert said in found.summary
+
+
+@pytest.mark.parametrize(
+    ("wanted", "host", "tried"),
+    [("auto", PVM, False), ("gvisor", PVM, False), ("firecracker", PVM, True), ("auto", NESTED, True)],
+)
+async def test_a_guest_is_booted_where_one_may_boot_or_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, host: HostFacts, tried: bool
+) -> None:
+    """On page tables alone it would take a minute at each `up` to find out what is known."""
+    booted: list[Tools] = []
+
+    async def boot(tools: Tools, *, patience: float) -> ProbeResult:
+        booted.append(tools)
+        return ProbeResult(name="firecracker", status=OK, summary="")
+
+    monkeypatch.setattr(runtime_probes, "read_host", lambda config: host)
+    monkeypatch.setattr(runtime_probes, "probe_firecracker", boot)
+    config = load_config({}, data_dir=tmp_path, runtime=wanted)
+    result = await runtime_probes.probe_microvms(config, Tools(directory=tmp_path))
+    assert (bool(booted), result.status) == (tried, OK if tried else ABSENT)
 
 
 def test_the_mend_of_a_module_that_is_not_loaded_is_its_own() -> None:
