@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import IPv4Network
@@ -28,16 +27,6 @@ def world(tmp_path: Path) -> World:
     world = World(tmp_path / "node", slot_count=16)
     world.keep_memory_in_files()
     return world
-
-
-@pytest.fixture
-async def agent(world: World) -> AsyncIterator[NodeAgent]:
-    async with world.agent() as agent:
-        yield agent
-        await world.assert_owned(agent)
-        for sandbox in await agent.list_sandboxes():
-            assert await agent.kill_sandbox(sandbox.sandbox_id)
-        await world.assert_empty()
 
 
 async def counting(agent: NodeAgent, world: World) -> NodeSandbox:

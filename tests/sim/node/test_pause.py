@@ -1,7 +1,6 @@
 """What a control plane may rely on when it asks a node to pause, resume, keep, save and start anew."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +25,6 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
     if request.param == "own kernel":
         world.runtime.offered |= {Capability.OWN_KERNEL}
     return world
-
-
-@pytest.fixture
-async def agent(world: World) -> AsyncIterator[NodeAgent]:
-    async with world.agent() as agent:
-        yield agent
-        await world.assert_owned(agent)
-        for sandbox in await agent.list_sandboxes():
-            assert await agent.kill_sandbox(sandbox.sandbox_id)
-        await world.assert_empty()
 
 
 def pause(sandbox_id: SandboxId, *, keep_memory: bool = True) -> PauseSandbox:

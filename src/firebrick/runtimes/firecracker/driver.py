@@ -298,22 +298,27 @@ class FirecrackerRuntime:
         finish_save(directory, SaveFacts(firecracker=version, host=host, started=started, files=files), state)
 
     async def memory_refusal(self, directory: Path) -> str:
-        facts = await self._read_tools()
         try:
-            save = await asyncio.to_thread(read_save, directory)
+            return (await self._judge_save(directory))[1]
         except ValueError as exc:
             return str(exc)
-        return refusal(save, await asyncio.to_thread(_host, facts.snapshot_version))
+
+    async def _judge_save(self, directory: Path) -> tuple[SaveFacts, str]:
+        """A save, and why it cannot go on here. Raises RuntimeFailed, ValueError: it is damaged, as a sentence."""
+        facts = await self._read_tools()
+        save = await asyncio.to_thread(read_save, directory)
+        return save, refusal(save, await asyncio.to_thread(_host, facts.snapshot_version))
 
     async def _usable_save(self, spec: MachineSpec) -> SaveFacts:
         """Raises RuntimeFailed, with the reason in its message."""
         assert spec.memory is not None
-        why = await self.memory_refusal(spec.memory)
-        if not why:
-            save = await asyncio.to_thread(read_save, spec.memory)
-            why = misfit(save, cpu_count=cpu_count(spec.limits), memory_mib=spec.limits.memory_mib)
+        try:
+            save, why = await self._judge_save(spec.memory)
+            why = why or misfit(save, cpu_count=cpu_count(spec.limits), memory_mib=spec.limits.memory_mib)
             if not why:
                 return save
+        except ValueError as exc:
+            why = str(exc)
         raise RuntimeFailed(f"The machine {spec.machine_id} cannot go on from its memory. {why}")
 
     async def _read_tools(self) -> _ToolFacts:
