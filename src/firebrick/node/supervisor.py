@@ -20,14 +20,13 @@ from firebrick.log import get_log
 from firebrick.model.egress import Egress
 from firebrick.model.errors import DiskFull, FirebrickError, Invalid, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
-from firebrick.model.machine import ExitCause, MachineExit, RuntimeName
-from firebrick.network.base import Refusal
+from firebrick.model.machine import RuntimeName
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
-from firebrick.node.exits import ExitBroadcast
 from firebrick.node.guest_log import EndedLogs, merge, select
 from firebrick.node.kept import KeptDisks
 from firebrick.node.machine import DiskSource, Machine
+from firebrick.node.notices import Notices
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.node.recovery import recover
 from firebrick.node.refill import WarmPool
@@ -86,16 +85,16 @@ class NodeAgent:
         )
         self._gate = asyncio.Semaphore(settings.start_concurrency)
         self._saves = asyncio.Semaphore(SAVES_AT_ONCE)
+        self._actors: dict[MachineId, SandboxActor] = {}
+        self._notices = Notices(drivers.memory_kills, self._actors)
         self._hooks = ActorHooks(
             has_changed=self._actor_changed,
             has_settled=self._actor_settled,
-            has_exited=self._actor_exited,
+            has_exited=self._notices.actor_exited,
             has_kept=self._actor_kept,
         )
         self._tasks = TaskOwner()
         self._background = TaskOwner()
-        self._exits = ExitBroadcast()
-        self._actors: dict[MachineId, SandboxActor] = {}
         self._entries: dict[SandboxId, _Entry] = {}
         self._kept = KeptDisks(drivers, records)
         self._snapshots = Snapshots(settings.node_dir, drivers)
@@ -107,7 +106,7 @@ class NodeAgent:
         self._settings.machines_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         recovered = await recover(self._drivers, self._records)
         kept = recovered.adopt + recovered.resisting
-        self._drivers.slots.on_refused(self._connection_refused)
+        self._drivers.slots.on_refused(self._notices.connection_refused)
         await self._drivers.slots.open(frozenset(r.slot_index for r in kept if r.slot_index is not None))
         await self._drivers.rootfs.open()
         await self._snapshots.open()
@@ -117,18 +116,14 @@ class NodeAgent:
             self._adopt(record)
         for record in recovered.resisting:
             self._own(record, None, adopt=True).begin_kill()
-        self._watch_memory_kills()
+        self._notices.open()
         self._is_open = True
         self._background.start(self._pool.run(), name="warm pool")
 
     async def close(self) -> None:
         """Stop. Running, paused and warm machines stay as they are; what is being started is undone."""
         self._is_open = False
-        if self._drivers.memory_kills is not None:
-            if (descriptor := self._drivers.memory_kills.fileno()) is not None:
-                asyncio.get_running_loop().remove_reader(descriptor)
-            self._drivers.memory_kills.close()
-        self._exits.close()
+        self._notices.close()
         await self._background.close()
         await self._snapshots.close()
         for actor in list(self._actors.values()):
@@ -325,7 +320,7 @@ class NodeAgent:
         return select(entries, start_ms=start_ms, limit=limit)
 
     def watch_exits(self) -> AsyncIterator[SandboxExit]:
-        return self._exits.watch()
+        return self._notices.watch_exits()
 
     # How it is done
 
@@ -450,16 +445,6 @@ class NodeAgent:
                 del self._entries[actor.sandbox_id]
         self._pool.poke()
 
-    def _connection_refused(self, refusal: Refusal) -> None:
-        """Tell the sandbox's owner whom it may not talk to."""
-        for actor in self._actors.values():
-            if actor.sandbox_id is not None and actor.machine.record.slot_index == refusal.slot_index:
-                host = refusal.name or str(refusal.address)
-                fields = {"source": "network", "host": host, "address": str(refusal.address)}
-                fields |= {"port": str(refusal.port), "count": str(refusal.count)}
-                message = f"A connection to {host} on port {refusal.port} was refused: {refusal.reason}."
-                actor.log.note("warn", message, fields)
-
     def _actor_kept(self, actor: SandboxActor) -> None:
         self._kept.add(actor.machine.record)
 
@@ -467,35 +452,6 @@ class NodeAgent:
         """The entry that this actor serves; None when it serves nobody or was replaced."""
         entry = self._entries.get(actor.sandbox_id) if actor.sandbox_id else None
         return entry if entry is not None and entry.actor is actor else None
-
-    def _watch_memory_kills(self) -> None:
-        """What happened before we came is told too, as far as the kernel still has it."""
-        kills = self._drivers.memory_kills
-        if kills is not None and (descriptor := kills.fileno()) is not None:
-            asyncio.get_running_loop().add_reader(descriptor, self._take_memory_kills)
-        self._take_memory_kills()
-
-    def _take_memory_kills(self) -> None:
-        for kill in () if self._drivers.memory_kills is None else self._drivers.memory_kills.read_kills():
-            actor = self._actors.get(MachineId(kill.cgroup.rpartition("/")[2]))
-            if actor is not None:
-                actor.log.note_kill(kill)
-                log.info("sandbox.memory_kill", sandbox_id=actor.sandbox_id, name=kill.name, pid=kill.inside_pid)
-
-    def _actor_exited(self, actor: SandboxActor, ended: MachineExit) -> None:
-        self._take_memory_kills()
-        if ended.cause is ExitCause.OOM and not ended.detail:
-            ended = replace(ended, detail=actor.log.last_kill)
-        if actor.sandbox_id is not None:
-            self._exits.send(
-                SandboxExit(
-                    sandbox_id=actor.sandbox_id,
-                    machine_id=ended.machine_id,
-                    cause=ended.cause,
-                    exit_code=-1 if ended.exit_code is None else ended.exit_code,
-                    detail=ended.detail,
-                )
-            )
 
     def _capacity(self) -> Capacity:
         return capacity_of(
