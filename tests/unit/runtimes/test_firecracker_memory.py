@@ -6,7 +6,6 @@ from ipaddress import IPv4Interface
 
 import pytest
 
-from firebrick.runtimes.firecracker.driver import save_timeout_s
 from firebrick.runtimes.firecracker.memory import (
     Host,
     Processor,
@@ -24,6 +23,7 @@ from firebrick.runtimes.firecracker.memory import (
     state_version,
 )
 from firebrick.runtimes.firecracker.plan import Network, Rates
+from firebrick.runtimes.firecracker.saves import save_timeout_s
 
 HOST = Host(
     processor=Processor(vendor="AuthenticAMD", family=23, model=49, features=frozenset({"sse2", "avx2", "aes"})),

@@ -3,8 +3,9 @@
 The monitor is in the hands of whoever broke out of the guest: answers are bounded, and have a deadline.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from firebrick.runtimes.firecracker.jail_socket import socket_path
 
 REQUEST_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 65_536
+_STATE_POLL_S = 0.005
 
 
 class ApiFailed(Exception):
@@ -30,6 +32,22 @@ class MachineApi:
     async def state(self) -> str:
         """`Not started`, `Running` or `Paused`. Raises ApiFailed."""
         return str((await self._ask("GET", "/")).get("state", ""))
+
+    async def wait_state(self, state: str, *, is_alive: Callable[[], bool]) -> None:
+        """Return when the monitor is in that state. Raises ApiFailed: it ended, or did not get there in time."""
+        why = ""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while is_alive():
+                    try:
+                        if await self.state() == state:
+                            return
+                    except ApiFailed as exc:
+                        why = str(exc)
+                    await asyncio.sleep(_STATE_POLL_S)
+        except TimeoutError:
+            why = f"not {state.lower()} after {self._timeout_s:g} s. {why}"
+        raise ApiFailed(why or "the monitor has ended")
 
     async def version(self) -> str:
         """The monitor's own, such as 1.12.1. Raises ApiFailed."""
