@@ -53,6 +53,9 @@ class Config:
     )
     warm_memory_mib: int = setting(512, "MiB", "most memory the warm pool may hold in all")
     start_concurrency: int = setting(4, "count", "machines started at the same time")
+    template_memory_count: int = setting(
+        8, "count", "kinds of microVMs that go on from the memory of one that booted, some 150 MiB each; 0: none"
+    )
     patience: float = setting(
         1.0,
         "ratio",

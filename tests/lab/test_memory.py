@@ -1,17 +1,13 @@
 """MicroVMs that rest and fork with their memory, by the official client, in an outer machine."""
 
-import os
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from e2b import Sandbox
 
-from tests.lab import parts
-from tests.lab.fleet import Fleet, fleet
-from tests.lab.whole import DATA_DIR, fill_shelf, whole_instance
+from tests.lab.fleet import Fleet
+from tests.lab.whole import DATA_DIR, whole_instance
 from tests.support.instance import Instance
 from tests.support.wait import wait_for_sync
 
@@ -59,16 +55,6 @@ with open("/home/user/counted", "w") as counted:
             os.rename("/home/user/drawing", "/home/user/drawn")
         time.sleep(1)
 """
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Fleet]:
-    """One machine for all tests here."""
-    if os.geteuid() != 0:
-        pytest.skip("NOT RUN: needs root (run the tests with sudo)")
-    fill_shelf()
-    with fleet(parts.CACHE / "up" / f"memory-{uuid.uuid4().hex[:8]}") as found:
-        yield found
 
 
 def test_memory_rests_in_files_and_forks_into_ten(machine: Fleet) -> None:

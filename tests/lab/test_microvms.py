@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 import traceback
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,8 +12,8 @@ import pytest
 from e2b import CommandExitException, PtySize, Sandbox
 
 from tests.lab import parts
-from tests.lab.fleet import Fleet, fleet
-from tests.lab.whole import fill_shelf, whole_instance
+from tests.lab.fleet import Fleet
+from tests.lab.whole import whole_instance
 from tests.support.instance import Instance
 from tests.support.wait import wait_for_sync
 
@@ -34,16 +32,6 @@ TIMEOUT_S, LIFETIME_S = 900, 3600
 ATTEMPT_COUNT = 3
 """Of some forty guests in emulation two did not boot as they should (docs/reference/lab.md), which on hardware nobody
 has seen: what fails is tried again, and told. A fault of ours fails each time."""
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Fleet]:
-    """One machine for all tests here."""
-    if os.geteuid() != 0:
-        pytest.skip("NOT RUN: needs root (run the tests with sudo)")
-    fill_shelf()
-    with fleet(parts.CACHE / "up" / f"vms-{uuid.uuid4().hex[:8]}") as found:
-        yield found
 
 
 def test_the_driver_keeps_its_contract(machine: Fleet) -> None:

@@ -179,6 +179,11 @@ def _key() -> str:
     return digest.hexdigest()
 
 
+def agent_version(target: Path) -> str:
+    """What is in the image at `target`; "" when that cannot be told."""
+    return _built_key(target) or ""
+
+
 def _built_key(target: Path) -> str | None:
     try:
         return str(json.loads((target / KEY_NAME).read_text())["key"])

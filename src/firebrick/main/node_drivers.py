@@ -11,7 +11,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from firebrick.builder.agent_image import agent_argv, agent_env
+from firebrick.builder.agent_image import agent_argv, agent_env, agent_version
 from firebrick.builder.template_store import IMAGE_NAME, RECORD_NAME, list_builds
 from firebrick.clock import SystemClock
 from firebrick.config import Config
@@ -64,7 +64,8 @@ def build_drivers(config: Config) -> NodeDrivers:
     """All drivers; nothing is touched yet. Raises Invalid for settings that cannot work."""
     clock = SystemClock()
     images = StoredImages(config.templates_dir)
-    agent = AgentImage(directory=config.tools_dir / "agent", argv=agent_argv(), env=agent_env)
+    agent_dir = config.tools_dir / "agent"
+    agent = AgentImage(directory=agent_dir, argv=agent_argv(), env=agent_env, version=partial(agent_version, agent_dir))
     if config.runtime == RuntimeName.SIM:
         return NodeDrivers(
             runtimes={RuntimeName.SIM: SimRuntime(clock)},
@@ -149,6 +150,7 @@ async def build_settings(config: Config, drivers: NodeDrivers) -> NodeSettings:
         warm_count=config.warm_count,
         warm_memory_mib=config.warm_memory_mib,
         patience=config.patience,
+        template_memory_count=config.template_memory_count,
         always_hot=_always_hot(config, offered[0]),
         ended_logs_kept_s=config.autopsy_hours * 3600.0,
         ended_logs_bytes=config.ended_logs_mib << 20,

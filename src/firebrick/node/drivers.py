@@ -37,11 +37,13 @@ class TemplateImages(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentImage:
-    """The guest agent as a machine gets it: a directory to mount and a command line to start it with."""
+    """The guest agent as a machine gets it: a directory to mount and a command line to start it with. `version` reads
+    what the directory's content is called now."""
 
     directory: Path
     argv: tuple[str, ...]
     env: Callable[[str], Mapping[str, str]]
+    version: Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,9 @@ class NodeDrivers:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """`offered` are the runtimes for new sandboxes, strongest first; `always_hot` get warm machines unasked;
-    `reclaim_after_s`: how often is looked for pauses whose memory can be given back."""
+    `reclaim_after_s`: how often is looked for pauses whose memory can be given back;
+    `template_memory_count`: of how many kinds of machines new ones go on from the memory of one that booted, where the
+    runtime keeps memory."""
 
     node_id: NodeId
     node_dir: Path
@@ -83,6 +87,7 @@ class NodeSettings:
     warm_count: int
     warm_memory_mib: int
     patience: float = 1.0
+    template_memory_count: int = 8
     reclaim_after_s: float = 60.0
     always_hot: tuple[WarmKey, ...] = ()
     ended_logs_kept_s: float = 48 * 3600.0

@@ -154,8 +154,14 @@ class Machine:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it began with saved memory."""
-        return self.source is not None and self.source.memory is not None
+        """Whether it began with a sandbox's memory."""
+        return self.source is not None and self.source.memory is not None and not self.is_from_template
+
+    @property
+    def is_from_template(self) -> bool:
+        """Whether it began with the memory of a machine that had been nobody's."""
+        memory = self.source.memory if self.source else None
+        return memory is not None and memory.sandbox_id is None
 
     @property
     def may_leave_memory(self) -> bool:
@@ -247,7 +253,7 @@ class Machine:
                 control_token=self.record.control_token,
                 timestamp=self._drivers.clock.now(),
                 entropy=os.urandom(ENTROPY_BYTES),
-                is_other=memory.sandbox_id != self.record.sandbox_id,
+                is_other=self.is_from_template or memory.sandbox_id != self.record.sandbox_id,
             )
             await former.renew(renewal, timeout_s=timeout_s)
 

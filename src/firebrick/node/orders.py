@@ -1,12 +1,16 @@
 """What an actor is asked to do beside its life, and the race between a life and its end."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from firebrick.clock import Clock
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, Internal, WrongState
 from firebrick.model.machine import MachineExit
+
+RETRY_FIRST_S = 0.2
+RETRY_LONGEST_S = 30.0
 
 log = get_log("node")
 
@@ -56,3 +60,19 @@ async def first_of(work: "asyncio.Future[MachineExit]", other: "asyncio.Future[A
         for task in (work, other):
             task.cancel()
         await asyncio.wait({work, other})
+
+
+async def failures_of(what: str, step: Callable[[], Coroutine[Any, Any, None]], clock: Clock) -> AsyncIterator[None]:
+    """Repeat a step of the way back until it works, for giving up would leak and going on would be unsafe; told of each
+    failure before the next attempt."""
+    pause_s = RETRY_FIRST_S
+    while True:
+        try:
+            await step()
+            return
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the next attempt may work
+            detail = exc.detail if isinstance(exc, FirebrickError) else repr(exc)
+            log.error("machine.end_failed", step=what, reason=str(exc), detail=detail, retry_s=pause_s)
+        yield
+        await clock.sleep(pause_s)
+        pause_s = min(pause_s * 2, RETRY_LONGEST_S)

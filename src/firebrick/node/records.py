@@ -26,6 +26,7 @@ from typing import Any
 from firebrick.model.errors import Internal
 from firebrick.model.ids import BuildId, MachineId, SandboxId, is_machine_id
 from firebrick.model.machine import Limits, RuntimeName
+from firebrick.node.drivers import WarmKey
 
 _RECORD = "record.json"
 
@@ -84,6 +85,11 @@ class StoredRecords:
 
     readable: tuple[MachineRecord, ...]
     unreadable: tuple[MachineId, ...]
+
+
+def key_of(record: MachineRecord) -> WarmKey:
+    """Which kind of machine it is."""
+    return WarmKey(build_id=record.build_id, runtime=record.runtime, limits=record.limits)
 
 
 class MachineRecords:

@@ -8,6 +8,7 @@ from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import MachineId
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
+from firebrick.node.records import key_of
 from firebrick.node.sandbox_actor import ActorState, SandboxActor
 from firebrick.node.warm_demand import Demand
 from firebrick.node.warm_pool import HOT_FOR_S, WarmLimits, WarmMachine, WarmView, decide_refill
@@ -62,7 +63,7 @@ class WarmPool:
         self._demand[key] = self._demand.get(key, Demand()).after_create(now_s)
         self.touch()
         for actor in self._actors.values():
-            if actor.is_claimable and key_of(actor) == key:
+            if actor.is_claimable and key_of(actor.machine.record) == key:
                 self._failure_count.pop(key, None)
                 self._unclaimed.pop(actor.machine.machine_id, None)
                 return actor
@@ -154,7 +155,7 @@ class WarmPool:
         machine_id = actor.machine.machine_id
         return WarmMachine(
             machine_id=machine_id,
-            key=key_of(actor),
+            key=key_of(actor.machine.record),
             is_ready=actor.state is ActorState.WARM,
             memory_bytes=self._memory_bytes[machine_id][1] if machine_id in self._memory_bytes else None,
         )
@@ -175,7 +176,7 @@ class WarmPool:
                 log.warning("warm.unmeasured", machine_id=machine_id, message=exc.message)
                 continue
             if usage is not None:
-                key = key_of(actor)
+                key = key_of(actor.machine.record)
                 self._memory_bytes[machine_id] = (now_s, usage.memory_bytes)
                 self._measured_bytes[key] = max(usage.memory_bytes, self._measured_bytes.get(key, 0))
 
@@ -195,8 +196,3 @@ class WarmPool:
         pause_s = min(RETRY_FIRST_S * 2 ** (self._failure_count[key] - 1), RETRY_LONGEST_S)
         self._retry_at_s[key] = self._clock.monotonic_s() + pause_s
         log.warning("warm.retry", build_id=key.build_id, runtime=key.runtime, retry_s=pause_s)
-
-
-def key_of(actor: SandboxActor) -> WarmKey:
-    record = actor.machine.record
-    return WarmKey(build_id=record.build_id, runtime=record.runtime, limits=record.limits)

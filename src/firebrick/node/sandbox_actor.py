@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from firebrick.clock import Clock
-from firebrick.guestlink.base import GuestInit
+from firebrick.guestlink.base import GuestInit, GuestSilent
 from firebrick.log import bound, get_log
 from firebrick.model.egress import OPEN
 from firebrick.model.errors import FirebrickError, Internal, NotFound, WrongState
@@ -28,14 +28,14 @@ from firebrick.node.guest_log import EndedLogs
 from firebrick.node.kept import sandbox_of
 from firebrick.node.machine import HOSTNAME, DiskSource, Machine
 from firebrick.node.machine_log import MachineLog
-from firebrick.node.orders import Order, first_of
+from firebrick.node.orders import Order, failures_of, first_of
 from firebrick.node.records import MachineState
-from firebrick.node.usage import CpuMeter
+from firebrick.node.template_memory import TemplateMemories
+from firebrick.node.usage import CpuMeter, usage_of
 from firebrick.rpc.node_api import NodeSandbox, SandboxUsage, StartSandbox
+from firebrick.runtimes.base import RuntimeFailed
 
 WARM_CHECK_S = 5.0
-RETRY_FIRST_S = 0.2
-RETRY_LONGEST_S = 30.0
 
 log = get_log("node")
 
@@ -76,6 +76,7 @@ class SandboxActor:
         *,
         gate: asyncio.Semaphore,
         saves: asyncio.Semaphore,
+        memories: TemplateMemories,
         ended_logs: EndedLogs,
         hooks: ActorHooks,
         request: StartSandbox | None = None,
@@ -87,6 +88,7 @@ class SandboxActor:
         self._clock: Clock = drivers.clock
         self._gate = gate
         self._saves = saves
+        self._memories = memories
         self._ended_logs = ended_logs
         self._hooks = hooks
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
@@ -94,6 +96,7 @@ class SandboxActor:
         self._tried = asyncio.Event()
         self._kept = asyncio.Event()
         self._is_gone = False
+        self._is_ready = False
         self._was_adopted = False
         self._claimed = asyncio.Event()
         self._is_settled = False
@@ -149,6 +152,17 @@ class SandboxActor:
         """Somebody waits for it."""
         return self.request is not None and self.state in (ActorState.STARTING, ActorState.CLAIMED)
 
+    @property
+    def is_replaceable(self) -> bool:
+        """Should it fail, a machine that boots may do better for its sandbox."""
+        return self.is_from_warm or self.machine.is_from_template
+
+    @property
+    def could_not_go_on(self) -> bool:
+        """It was to go on from a template's memory, and did not get ready."""
+        is_at_fault = self._ended is not None or isinstance(self._failure, RuntimeFailed | GuestSilent)
+        return self.machine.is_from_template and not self._is_ready and is_at_fault
+
     def begin_kill(self) -> None:
         """Ask for the end; `gone` waits for it."""
         self._kill.set()
@@ -201,15 +215,11 @@ class SandboxActor:
         reading = await self.machine.runtime.usage(record.machine_id)
         if reading is None or self.state is not ActorState.RUNNING:
             raise NotFound(f"The sandbox {record.sandbox_id} does not run on this node.")
-        return SandboxUsage(
-            timestamp=self._clock.now(),
-            cpu_ns=reading.cpu_ns,
+        return usage_of(
+            replace(reading, disk_bytes=await self._drivers.rootfs.usage_bytes(record.machine_id)),
+            record.limits,
+            now=self._clock.now(),
             cpu_used_pct=self._meter.read(now_s=self._clock.monotonic_s(), cpu_ns=reading.cpu_ns),
-            memory_bytes=reading.memory_bytes,
-            memory_limit_bytes=record.limits.memory_mib << 20,
-            disk_bytes=await self._drivers.rootfs.usage_bytes(record.machine_id),
-            disk_limit_bytes=record.limits.disk_mib << 20,
-            process_count=reading.process_count,
         )
 
     def describe(self) -> NodeSandbox | None:
@@ -245,13 +255,30 @@ class SandboxActor:
             early = await self._exit_before_ready()
         if early is not None:
             return early
-        log.info("machine.ready", **self.machine.step_ms)
+        self._is_ready = True
+        log.info("machine.ready", from_template=self.machine.is_from_template, **self.machine.step_ms)
+        if self.machine.is_from_template and self.request is None:
+            # It has what it must not share, and nobody's settings are to come first.
+            await self.machine.link.go_on()
+        await self._save_for_others()
         if self.request is None:
             self.machine.save(state=MachineState.WARM)
             self._set_state(ActorState.WARM)
         else:
             self._set_state(ActorState.CLAIMED)
         return await self._watch()
+
+    async def _save_for_others(self) -> None:
+        """Let the next machines of this kind go on from this one's memory. Nobody waits for it, but for the first
+        create of a kind where no machines are kept warm."""
+        is_waited_for = self.request is not None and self.machine.settings.warm_count > 0
+        if self.machine.source is not None or is_waited_for or not self._memories.wants(self.machine.record):
+            return
+        async with self._saves:
+            is_made = await self._memories.make(self.machine)
+        if not is_made:
+            # It may not have come out of that as it went in.
+            await self.machine.link.wait_ready(timeout_s=WARM_CHECK_S * self.machine.settings.patience)
 
     async def _exit_before_ready(self) -> MachineExit | None:
         """Wait for the guest agent; a machine that ends meanwhile need not be waited for."""
@@ -439,18 +466,9 @@ class SandboxActor:
         await self.machine.destroy()
 
     async def _until_done(self, what: str, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Repeat a step of the way back until it works: giving up would leak, going on would be unsafe."""
-        pause_s = RETRY_FIRST_S
-        while True:
-            try:
-                return await step()
-            except Exception as exc:  # noqa: BLE001 - task root: whatever it is, the next attempt may work
-                detail = exc.detail if isinstance(exc, FirebrickError) else repr(exc)
-                log.error("machine.end_failed", step=what, reason=str(exc), detail=detail, retry_s=pause_s)
+        async for _ in failures_of(what, step, self._clock):
             self._tried.set()
             self._refuse()
-            await self._clock.sleep(pause_s)
-            pause_s = min(pause_s * 2, RETRY_LONGEST_S)
 
     def _refuse(self) -> None:
         """Tell why the sandbox did not come to run; nothing when it did."""

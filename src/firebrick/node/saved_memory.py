@@ -29,7 +29,7 @@ log = get_log("node")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedMemory:
-    """`control_token`: of the guest agent in it. `sandbox_id`: whose it was."""
+    """`control_token`: of the guest agent in it. `sandbox_id`: whose it was; None: nobody's yet, a template's."""
 
     directory: Path
     control_token: str

@@ -1,7 +1,8 @@
 """`NodeAgent`: what the control plane may ask of this node. It finds the owner and lets it act.
 
     start ── warm machine of that kind? ── yes ──▶ its actor takes the sandbox
-                                      └── no ───▶ a new actor starts a machine for it
+                                      └── no ───▶ a new actor starts a machine for it: from a template's memory
+                                                  where there is one, else by a boot
 
 One entry per sandbox id, from its start to the moment its guest is gone: that is what makes a repeated start
 join the first, and a kill find a start that is under way.
@@ -33,6 +34,7 @@ from firebrick.node.refill import WarmPool
 from firebrick.node.sandbox_actor import ActorHooks, ActorState, SandboxActor
 from firebrick.node.snapshots import Snapshots
 from firebrick.node.task_owner import TaskOwner
+from firebrick.node.template_memory import TemplateMemories
 from firebrick.rpc.node_api import (
     LogEntry,
     NodeDescription,
@@ -98,7 +100,8 @@ class NodeAgent:
         self._entries: dict[SandboxId, _Entry] = {}
         self._kept = KeptDisks(drivers, records)
         self._snapshots = Snapshots(settings.node_dir, drivers)
-        self._pool = WarmPool(settings, drivers, self._actors, self._start_actor)
+        self._memories = TemplateMemories(drivers, settings)
+        self._pool = WarmPool(settings, drivers, self._actors, self._start_warm)
         self._is_open = False
 
     async def open(self) -> None:
@@ -110,6 +113,7 @@ class NodeAgent:
         await self._drivers.slots.open(frozenset(r.slot_index for r in kept if r.slot_index is not None))
         await self._drivers.rootfs.open()
         await self._snapshots.open()
+        await self._memories.open()
         for record in recovered.keep:
             self._kept.add(record)
         for record in recovered.adopt:
@@ -136,6 +140,7 @@ class NodeAgent:
         except TimeoutError:
             log.warning("node.stop_unfinished", machine_count=len(self._actors))
         await self._tasks.close()
+        await self._memories.close()
         for runtime in self._drivers.runtimes.values():
             await runtime.close()
         await self._drivers.slots.close()
@@ -361,7 +366,7 @@ class NodeAgent:
             actor.claim(request, source)
         else:
             self._pool.make_room()
-            actor = self._start_actor(key, request, source)
+            actor = self._start_actor(key, request, source or self._memories.source(key))
         answer = asyncio.get_running_loop().create_future()
         entry = _Entry(request=request, actor=actor, answer=answer, source=source)
         # Nobody need be waiting when it fails.
@@ -370,7 +375,8 @@ class NodeAgent:
         return entry
 
     def _actor_settled(self, actor: SandboxActor, outcome: NodeSandbox | FirebrickError) -> None:
-        """Pass the answer on; but a warm machine that went bad is no reason to fail the sandbox."""
+        """Pass the answer on; but a warm machine that went bad is no reason to fail the sandbox, nor is a template's
+        memory that one does not go on from: then it boots."""
         self._pool.touch()
         entry = self._entry_of(actor)
         if entry is None or entry.answer.done():
@@ -379,8 +385,8 @@ class NodeAgent:
             if (former := self._kept.release(outcome.sandbox_id)) is not None:
                 self._background.start(self._kept.forget(former), name=f"forget {former.machine_id}")
             entry.answer.set_result(outcome)
-        elif entry.request and actor.is_from_warm and not entry.is_killed and self._is_open:
-            log.warning("warm.failed", machine_id=actor.machine.machine_id, message=outcome.message)
+        elif entry.request and actor.is_replaceable and not entry.is_killed and self._is_open:
+            log.warning("machine.replaced", machine_id=actor.machine.machine_id, message=outcome.message)
             entry.actor = self._start_actor(self._key(entry.request), entry.request, entry.source)
         elif not self._is_open:
             entry.answer.set_exception(Unavailable("This node is stopping; nothing is left of the start."))
@@ -397,6 +403,9 @@ class NodeAgent:
         if runtime not in self._settings.offered:
             raise Invalid(f"This node does not offer the runtime '{runtime}'.")
         return WarmKey(build_id=request.build_id, runtime=RuntimeName(runtime), limits=request.limits)
+
+    def _start_warm(self, key: WarmKey, request: StartSandbox | None) -> SandboxActor:
+        return self._start_actor(key, request, self._memories.source(key))
 
     def _start_actor(
         self, key: WarmKey, request: StartSandbox | None, source: DiskSource | None = None
@@ -427,6 +436,7 @@ class NodeAgent:
             self._drivers,
             gate=self._gate,
             saves=self._saves,
+            memories=self._memories,
             ended_logs=self._ended_logs,
             hooks=self._hooks,
             request=request,
@@ -439,6 +449,10 @@ class NodeAgent:
         return actor
 
     def _actor_changed(self, actor: SandboxActor) -> None:
+        if actor.machine.is_from_template and actor.state in (ActorState.WARM, ActorState.CLAIMED):
+            self._memories.trust(actor.machine)
+        elif actor.state is ActorState.ENDING and actor.could_not_go_on:
+            self._memories.distrust(actor.machine)
         if actor.state is ActorState.ENDED:
             self._actors.pop(actor.machine.machine_id, None)
             if actor.sandbox_id is not None and self._entry_of(actor) is not None:

@@ -1,6 +1,10 @@
-"""From two readings of a counter to a percentage."""
+"""Readings of a machine as its sandbox's use, and from two readings of a counter to a percentage."""
 
 from dataclasses import dataclass
+from datetime import datetime
+
+from firebrick.model.machine import Limits, Usage
+from firebrick.rpc.node_api import SandboxUsage
 
 SHORTEST_SPAN_S = 1.0
 
@@ -28,3 +32,16 @@ class CpuMeter:
         self.last_pct = round(used_ns / (span_s * 1e9) * 100, 2)
         self.base_s, self.base_ns = now_s, cpu_ns
         return self.last_pct
+
+
+def usage_of(reading: Usage, limits: Limits, *, now: datetime, cpu_used_pct: float) -> SandboxUsage:
+    return SandboxUsage(
+        timestamp=now,
+        cpu_ns=reading.cpu_ns,
+        cpu_used_pct=cpu_used_pct,
+        memory_bytes=reading.memory_bytes,
+        memory_limit_bytes=limits.memory_mib << 20,
+        disk_bytes=reading.disk_bytes,
+        disk_limit_bytes=limits.disk_mib << 20,
+        process_count=reading.process_count,
+    )

@@ -217,6 +217,11 @@ class MemoryKeeper(Protocol):
         is the caller's to copy before it is thawed. Raises RuntimeFailed: the directory's content is of no use."""
         ...
 
+    async def memory_version(self) -> str:
+        """Of what a machine that is started now has in its memory by the runtime alone: its kernel, its first programs,
+        the format of a save. A save that had another can go on all the same. Raises RuntimeFailed."""
+        ...
+
     async def memory_refusal(self, directory: Path) -> str:
         """Why a save cannot go on here: another kind of processor, another version, a damaged file; as a sentence for
         the sandbox's owner. "": it can."""

@@ -150,7 +150,9 @@ class World:
             memory_overcommit=4.0,
             warm_count=0,
             warm_memory_mib=512,
+            template_memory_count=0,
         )
+        self.agent_version = "1"
         root.mkdir(parents=True, exist_ok=True)
         self.kernel_log = root / "kmsg"
         """Not there until a test makes it: a FIFO that takes the kernel's lines."""
@@ -172,7 +174,12 @@ class World:
             slots=Between(self.slots, steps),
             links=lambda address, token, dial=None: Between(self.guests.link(address, token), steps),  # type: ignore[return-value]
             images=Images(self.root),
-            agent=AgentImage(directory=Path("/sim/agent"), argv=("agent",), env=lambda token: {"TOKEN": token}),
+            agent=AgentImage(
+                directory=Path("/sim/agent"),
+                argv=("agent",),
+                env=lambda token: {"TOKEN": token},
+                version=lambda: self.agent_version,
+            ),
             clock=self.clock,
             memory_kills=KernelLog(self.kernel_log),
         )

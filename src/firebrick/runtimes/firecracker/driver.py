@@ -144,6 +144,9 @@ class FirecrackerRuntime:
     async def save_memory(self, machine_id: MachineId, directory: Path) -> None:
         await self._saves.save(self._jail(machine_id), self._api(machine_id), directory)
 
+    async def memory_version(self) -> str:
+        return await self._saves.version()
+
     async def memory_refusal(self, directory: Path) -> str:
         return await self._saves.refusal(directory)
 

@@ -76,6 +76,11 @@ class Saves:
         if changes:
             await api.resume()
 
+    async def version(self) -> str:
+        """Of kernel, initramfs and format. Raises RuntimeFailed: the tools cannot be used."""
+        facts = await self._read_tools()
+        return "/".join((facts.guest_kernel_sha256, facts.initramfs_sha256, facts.snapshot_version))
+
     async def refusal(self, directory: Path) -> str:
         """Why a save cannot go on here; "": it can. Raises RuntimeFailed: the tools cannot be used."""
         try:

@@ -49,7 +49,7 @@ class SimMachine:
 
 class SimRuntime:
     """`fail(method, nth)` makes a later call raise; `delay_s[method]` makes each call take that long. `refusal`: why no
-    saved memory can go on here. With `guests` it can be given KEEPS_MEMORY."""
+    saved memory can go on here; `version`: of what machines have in it. With `guests` it can be given KEEPS_MEMORY."""
 
     def __init__(self, clock: Clock, *, guests: GuestMemory | None = None) -> None:
         self._clock = clock
@@ -60,6 +60,7 @@ class SimRuntime:
         self.delay_s: dict[str, float] = {}
         self.offered = frozenset({Capability.FREEZE})
         self.refusal = ""
+        self.version = "1"
         self._guests = guests
 
     @property
@@ -112,6 +113,9 @@ class SimRuntime:
         if not machine.is_frozen or self._guests is None:
             raise RuntimeFailed(f"The simulated machine {machine_id} does not stand still.")
         (directory / MEMORY_NAME).write_text(self._guests.dump(machine.spec.env))
+
+    async def memory_version(self) -> str:
+        return self.version
 
     async def memory_refusal(self, directory: Path) -> str:
         return self.refusal
