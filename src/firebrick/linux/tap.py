@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from firebrick.linux.netlink import NetlinkSocket, link_up
-from firebrick.linux.nft import Nft
+from firebrick.linux.nft import Nft, NftFailed
 
 TUN = Path("/dev/net/tun")
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
@@ -82,15 +82,24 @@ def put_tap_before(link: str, tap: str, *, user_id: int) -> None:
     with NetlinkSocket() as netlink:
         netlink.request(link_up(socket.if_nametoindex(tap)))
     with Nft() as nft:
-        nft.run(joining_rules(link, tap))
+        try:
+            nft.run(joining_rules(link, tap))
+        except NftFailed:
+            # NOTE: only now. Where a table goes, the kernel keeps whoever closes the socket waiting for all its
+            # readers: 10 ms, in which no other thread of ours gets to libnftables.
+            nft.run(leaving_rules(tap) + joining_rules(link, tap))
+
+
+def leaving_rules(tap: str) -> str:
+    """Take the tap's table away, whether it is there or not."""
+    return f"table netdev firebrick_{tap} {{}}\ndelete table netdev firebrick_{tap}\n"
 
 
 def joining_rules(link: str, tap: str) -> str:
-    """Replace the table; there is one for each tap."""
+    """Make the tap's table. The kernel refuses it where there is one."""
     table = f"netdev firebrick_{tap}"
     return f"""
-table {table} {{}}
-delete table {table}
+create table {table}
 table {table} {{
     chain from_link {{
         type filter hook ingress device "{link}" priority 0; policy accept;

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from firebrick.runtimes.firecracker.api import MAX_ANSWER_BYTES, ApiFailed, MachineApi
+from firebrick.runtimes.firecracker.api import ApiFailed, MachineApi
+from firebrick.runtimes.firecracker.http_exchange import MAX_BODY_BYTES, MAX_HEAD_BYTES
 
 Asked = list[bytes]
 
@@ -88,8 +89,11 @@ async def test_a_socket_may_lie_deep(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (answer("400 Bad Request", b'{"fault_message":"The microVM is not running."}'), "not running"),
         (answer("200 OK", b"<html>"), "no JSON"),
-        (answer("200 OK", b"x" * (MAX_ANSWER_BYTES + 1)), "longer"),
-        (b"SSH-2.0\r\n", "GET /"),
+        (answer("200 OK", b"x" * (MAX_BODY_BYTES + 1)), "longer"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * MAX_HEAD_BYTES, "head is longer"),
+        (b"SSH-2.0\r\n", "broke off"),
+        (b"SSH-2.0\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "broke off"),
         (b"", "GET /"),
     ],
 )

@@ -18,6 +18,7 @@ def test_each_way_goes_to_the_other_end() -> None:
     rules = " ".join(joining_rules("eth0", "tap0").split())
     assert 'hook ingress device "eth0" priority 0; policy accept; fwd to "tap0"' in rules
     assert 'hook ingress device "tap0" priority 0; policy accept; fwd to "eth0"' in rules
+    assert rules.startswith("create table netdev firebrick_tap0")
 
 
 def test_high_ids_pass_as_they_are() -> None:

@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from firebrick.runtimes.firecracker.jail_socket import socket_path
+from firebrick.runtimes.firecracker.http_exchange import encode_request, exchange
 
 REQUEST_TIMEOUT_S = 10.0
-MAX_ANSWER_BYTES = 65_536
 _STATE_POLL_S = 0.005
 
 
@@ -90,25 +87,14 @@ class MachineApi:
     ) -> dict[str, Any]:
         what = f"{method} {path}"
         try:
-            with socket_path(self._socket) as place:
-                # Without certificates, which to read would take a hundred times longer than to ask.
-                transport = httpx.AsyncHTTPTransport(uds=place, verify=False, trust_env=False)
-                timeout = timeout_s or self._timeout_s
-                async with (
-                    httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client,
-                    client.stream(method, f"http://firecracker{path}", json=body) as answer,
-                ):
-                    text = b""
-                    async for piece in answer.aiter_raw():
-                        text += piece
-                        if len(text) > MAX_ANSWER_BYTES:
-                            raise ApiFailed(f"{what}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
-        except (httpx.HTTPError, OSError) as exc:
+            request = encode_request(method, path, body)
+            answer = await exchange(self._socket, request, timeout_s=timeout_s or self._timeout_s)
+        except (OSError, ValueError) as exc:
             raise ApiFailed(f"{what}: {exc!r}") from exc
-        if not answer.is_success:
-            raise ApiFailed(f"{what}: {answer.status_code} {text[:500].decode(errors='replace')}")
+        if not 200 <= answer.status < 300:
+            raise ApiFailed(f"{what}: {answer.status} {answer.body[:500].decode(errors='replace')}")
         try:
-            found = json.loads(text) if text else {}
+            found = json.loads(answer.body) if answer.body else {}
         except ValueError as exc:
             raise ApiFailed(f"{what}: the answer is no JSON") from exc
         return found if isinstance(found, dict) else {}
