@@ -358,7 +358,8 @@ class NodeAgent:
             raise Unavailable("This node is stopping.")
         key = self._key(request)
         self._drivers.images.image(key.build_id)
-        if self._capacity().disk_mib == 0:
+        # NOTE: what takes its kept disk over needs no other, and running it can free space.
+        if self._capacity().disk_mib == 0 and not (source is not None and source.shares):
             raise DiskFull("The disk of this node is nearly full; it takes no new sandbox until space is freed there.")
         # NOTE: a warm machine has a disk already; but where machines write inside, its agent can write to that.
         actor = self._pool.take(key) if source is None or self._writes_inside(key.runtime) else None

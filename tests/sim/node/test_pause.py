@@ -9,6 +9,7 @@ import pytest
 from firebrick.model.errors import DiskFull, FirebrickError, Internal, NotFound, Unavailable, WrongState
 from firebrick.model.ids import SandboxId, new_sandbox_id, new_snapshot_id
 from firebrick.model.machine import ExitCause
+from firebrick.node.capacity import MachineFacts
 from firebrick.node.recovery import end_everything
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rpc.node_api import NodeSandbox, NodeSandboxState, PausedSandbox, PauseSandbox
@@ -54,6 +55,23 @@ async def test_a_pause_with_memory_freezes_the_machine(world: World, agent: Node
     assert await agent.pause_sandbox(pause(started.sandbox_id)) == answer
     with pytest.raises(NotFound):
         await agent.read_usage(started.sandbox_id)
+
+
+async def test_a_nearly_full_node_resumes_what_it_has(
+    world: World, agent: NodeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes over its kept disk needs no other; new sandboxes are refused, and so is a disk that must be copied."""
+    started, _ = await paused(agent, world, keep_memory=False)
+    facts = MachineFacts(cpu_count=2, memory_mib=8000, disk_mib=100_000, disk_free_mib=1_000)
+    monkeypatch.setattr("firebrick.node.supervisor.read_facts", lambda _: facts)
+    with pytest.raises(DiskFull):
+        await agent.start_sandbox(request())
+    if world.writes_inside:
+        with pytest.raises(DiskFull):
+            await agent.resume_sandbox(request(started.sandbox_id))
+        return
+    resumed = await agent.resume_sandbox(request(started.sandbox_id))
+    assert world.read_inside(resumed) == "41"
 
 
 async def test_a_long_pause_gives_memory_back(world: World, agent: NodeAgent) -> None:
