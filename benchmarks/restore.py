@@ -78,7 +78,7 @@ class Alone:
                 break
             except ApiFailed:
                 await asyncio.sleep(0.005)
-        await api.load(memory="/memory", state="/state", resumes=True)
+        await api.load(memory="/memory", state="/state", resumes=True, tracks=False)
 
     def end(self) -> None:
         if self.process:

@@ -55,21 +55,24 @@ async def test_state_pause_and_resume(tmp_path: Path) -> None:
 
 
 async def test_save_load_and_change(tmp_path: Path) -> None:
-    """A full save, a load from a file that is mapped, and a change of a device."""
+    """A save of all and one of what changed, a load from a file that is mapped, and a change of a device."""
     socket = tmp_path / "api.sock"
     async with monitor(socket, lambda _: answer("204 No Content")) as asked:
         api = MachineApi(socket)
         await api.save(memory="/save/memory", state="/save/state", timeout_s=5.0)
-        await api.load(memory="/memory", state="/state", resumes=True)
+        await api.save(memory="/save/memory", state="/save/state", timeout_s=5.0, is_diff=True)
+        await api.load(memory="/memory", state="/state", resumes=True, tracks=True)
         await api.change("/drives/disk", {"drive_id": "disk"})
     heads = [request.split(b" HTTP")[0] for request in asked]
-    assert heads == [b"PUT /snapshot/create", b"PUT /snapshot/load", b"PATCH /drives/disk"]
+    assert heads == [b"PUT /snapshot/create"] * 2 + [b"PUT /snapshot/load", b"PATCH /drives/disk"]
     assert [json.loads(request.split(b"\r\n\r\n")[1]) for request in asked] == [
         {"snapshot_type": "Full", "snapshot_path": "/save/state", "mem_file_path": "/save/memory"},
+        {"snapshot_type": "Diff", "snapshot_path": "/save/state", "mem_file_path": "/save/memory"},
         {
             "snapshot_path": "/state",
             "mem_backend": {"backend_type": "File", "backend_path": "/memory"},
             "resume_vm": True,
+            "enable_diff_snapshots": True,
         },
         {"drive_id": "disk"},
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from firebrick.runtimes.firecracker.memory import MOST_STATE_BYTES
-from firebrick.runtimes.firecracker.saving import SavePlace, give_agent, read_save
+from firebrick.runtimes.firecracker.saving import SavePlace, give_agent, keep_base, read_save
 
 pytestmark = pytest.mark.needs_root
 
@@ -53,6 +53,32 @@ def test_memory_that_somebody_can_still_write_is_copied(place: SavePlace, tmp_pa
         kept.write(b"changed")
     assert (tmp_path / "memory").read_bytes() == b"m" * 4096 + bytes(SIZE - 4096)
     assert (tmp_path / "memory").stat().st_mode & 0o777 == 0o444
+
+
+def test_a_save_goes_over_a_copy_of_what_was(place: SavePlace, tmp_path: Path) -> None:
+    """What the monitor writes into it changes nothing of the save that it came from, which may be gone by then."""
+    former = tmp_path / "former"
+    former.write_bytes(b"f" * SIZE)
+    former.chmod(0o444)
+    keep_base(former, tmp_path / "base")
+    place.open_for(USER, tmp_path / "base")
+    memory = place.directory / "memory"
+    assert (memory.stat().st_uid, memory.stat().st_mode & 0o777) == (USER, 0o600)
+    with memory.open("r+b") as written:
+        written.write(b"new")
+    assert former.read_bytes() == b"f" * SIZE
+    former.unlink()
+    place.take_memory(tmp_path / "memory", SIZE)
+    assert (tmp_path / "memory").read_bytes() == b"new" + b"f" * (SIZE - 3)
+
+
+def test_a_base_is_the_last_save(tmp_path: Path) -> None:
+    """And no other file's blocks are kept for it."""
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(name)
+        keep_base(tmp_path / name, tmp_path / "base")
+        assert (tmp_path / "base").read_text() == name
+    assert (tmp_path / "first").stat().st_nlink == 1
 
 
 def test_what_is_not_what_was_made_is_refused(place: SavePlace, tmp_path: Path) -> None:

@@ -118,6 +118,47 @@ async def test_processes_go_on_in_another_place(keepers: RuntimeBench) -> None:
     assert (exited.cause, exited.exit_code) == (ExitCause.GUEST_EXIT, 7)
 
 
+async def written_bytes(bench: RuntimeBench, spec: MachineSpec) -> int:
+    """What its monitor has written so far."""
+    status = await bench.runtime.inspect(spec.machine_id)
+    words = Path(f"/proc/{status.pid}/io").read_text().split()
+    return int(words[words.index("wchar:") + 1])
+
+
+async def test_a_second_save_writes_what_changed(keepers: RuntimeBench) -> None:
+    """A machine that went on from a save writes little when it is saved again, and again while it runs on. Each save
+    has all of the memory by itself, whatever becomes of the one before. After a save that failed all is written."""
+    memory_bytes = LIMITS.memory_mib << 20
+    fill, read = "head -c 8M /dev/urandom > /dev/shm/", "cd /dev/shm; sha256sum *"
+    first = await witnessed(keepers)
+    save = await keepers.saved(first)
+    await keepers.runtime.destroy(first.machine_id)
+    second = await keepers.restored(save)
+    for name in ("again", "once more"):
+        await keepers.run(second, f"{fill}'{name}'")
+        held = await keepers.run(second, read)
+        before = await written_bytes(keepers, second)
+        former, save = save, await keepers.saved(second, name)
+        assert 8 << 20 < await written_bytes(keepers, second) - before < memory_bytes // 2
+        shutil.rmtree(former)
+        assert await refused(keepers, save) == ""
+        await keepers.runtime.thaw(second.machine_id)  # type: ignore[attr-defined]
+        third = await keepers.restored(save)
+        assert await keepers.run(third, read) == held
+        assert (await ask(keepers, third))[3:] == ["open", "tmpfs"]
+        await keepers.runtime.destroy(third.machine_id)
+
+    await keepers.runtime.freeze(second.machine_id)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeFailed, match="could not be saved"):
+        await keepers.runtime.save_memory(second.machine_id, keepers.directory / "none")  # type: ignore[attr-defined]
+    before = await written_bytes(keepers, second)
+    save = await keepers.saved(second, "after a failure")
+    assert await written_bytes(keepers, second) - before >= memory_bytes
+    await keepers.runtime.destroy(second.machine_id)
+    last = await keepers.restored(save)
+    assert await keepers.run(last, read) == held
+
+
 async def test_ten_go_on_from_one_save(keepers: RuntimeBench) -> None:
     """All at the same time and beside the one that was saved, which runs on. What one writes, to memory or disk,
     no other sees. The kernel of each is told that it was restored, and no two draw the same random bytes."""

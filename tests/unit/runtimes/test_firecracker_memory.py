@@ -1,6 +1,7 @@
 """Facts of a save and of a host, and why they do not fit."""
 
 import hashlib
+import json
 from dataclasses import replace
 from ipaddress import IPv4Interface
 
@@ -21,6 +22,7 @@ from firebrick.runtimes.firecracker.memory import (
     started_from_json,
     started_to_json,
     state_version,
+    tracks_from_start,
 )
 from firebrick.runtimes.firecracker.plan import Network, Rates
 from firebrick.runtimes.firecracker.saves import save_timeout_s
@@ -114,8 +116,29 @@ def test_damage_is_seen(sizes: dict[str, int], state: bytes, named: str) -> None
 
 def test_facts_and_starts_are_read_as_written() -> None:
     assert facts_from_json(facts_to_json(SAVE)) == SAVE
-    for started in (STARTED, replace(STARTED, network=None, is_restored=True)):
+    for started in (STARTED, replace(STARTED, network=None, is_restored=True, tracks=True)):
         assert started_from_json(started_to_json(started)) == started
+
+
+def test_a_machine_of_an_earlier_version_tracks_nothing() -> None:
+    """So a save of it writes everything."""
+    found = json.loads(started_to_json(replace(STARTED, tracks=True)))
+    del found["tracks"]
+    assert not started_from_json(json.dumps(found)).tracks
+
+
+@pytest.mark.parametrize(
+    ("enabled", "tracks"),
+    [
+        ("[always] madvise never\n", False),
+        ("always [madvise] never\n", True),
+        ("always madvise [never]\n", True),
+        ("", True),
+    ],
+)
+def test_large_pages_are_not_lost_to_tracking(enabled: str, tracks: bool) -> None:
+    """A host that gives them unasked goes on to; its fresh machines write all of their memory at the first save."""
+    assert tracks_from_start(enabled) is tracks
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"layout": 2}', '{"layout": 1, "processor": 7}', "\0", "null"])

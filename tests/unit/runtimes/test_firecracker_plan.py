@@ -46,8 +46,9 @@ def spec(*argv: str, **changes: object) -> MachineSpec:
 
 def test_the_configuration() -> None:
     """Whole CPUs, the guest's memory, drives in the order that the init script knows, and no metadata service."""
-    config = machine_config(LIMITS, network=NETWORK, rates=Rates())
-    assert config["machine-config"] == {"vcpu_count": 2, "mem_size_mib": 256, "smt": False}
+    config = machine_config(LIMITS, network=NETWORK, rates=Rates(), tracks=False)
+    expected = {"vcpu_count": 2, "mem_size_mib": 256, "smt": False, "track_dirty_pages": False}
+    assert config["machine-config"] == expected
     drives = [(drive["drive_id"], drive["is_read_only"]) for drive in config["drives"]]
     assert drives == [("image", True), ("disk", False), ("agent", True), ("spec", True), ("report", False)]
     assert config["network-interfaces"] == [
@@ -61,7 +62,7 @@ def test_the_configuration() -> None:
 def test_rates_limit_every_drive_and_both_ways() -> None:
     """A tenth of a second's worth, ten times a second; a whole one's where that would be less than one request."""
     rates = Rates(disk_bytes_per_s=100 << 20, network_bytes_per_s=1 << 20)
-    config = machine_config(LIMITS, network=NETWORK, rates=rates)
+    config = machine_config(LIMITS, network=NETWORK, rates=rates, tracks=True)
     assert all(d["rate_limiter"] == {"bandwidth": {"size": 10 << 20, "refill_time": 100}} for d in config["drives"])
     (interface,) = config["network-interfaces"]
     assert interface["rx_rate_limiter"] == interface["tx_rate_limiter"]
@@ -97,7 +98,7 @@ def test_a_machine_that_goes_on_from_a_save_is_not_configured() -> None:
 
 
 def test_a_machine_without_a_link_has_no_interface() -> None:
-    assert machine_config(LIMITS, network=None, rates=Rates())["network-interfaces"] == []
+    assert machine_config(LIMITS, network=None, rates=Rates(), tracks=False)["network-interfaces"] == []
 
 
 @pytest.mark.parametrize(("millicpu", "count"), [(1, 1), (1000, 1), (1001, 2), (64_000, 32)])

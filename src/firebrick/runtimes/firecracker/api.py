@@ -58,16 +58,24 @@ class MachineApi:
         """Raises ApiFailed."""
         await self._ask("PATCH", "/vm", {"state": "Resumed"})
 
-    async def save(self, *, memory: str, state: str, timeout_s: float) -> None:
-        """Write a paused machine to files, by their paths in the jail, all of its memory. Raises ApiFailed.
+    async def save(self, *, memory: str, state: str, timeout_s: float, is_diff: bool = False) -> None:
+        """Write a paused machine to files, by their paths in the jail. Raises ApiFailed.
+
+        Args:
+            is_diff: only pages that were written since the last save, or since the load, into a file that has the
+                others; of a machine that was loaded with `tracks`.
 
         Cancel, and timeout: the monitor goes on writing, and answers nothing until it is done.
         """
-        body = {"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory}
+        kind = "Diff" if is_diff else "Full"
+        body = {"snapshot_type": kind, "snapshot_path": state, "mem_file_path": memory}
         await self._ask("PUT", "/snapshot/create", body, timeout_s=timeout_s)
 
-    async def load(self, *, memory: str, state: str, resumes: bool) -> None:
+    async def load(self, *, memory: str, state: str, resumes: bool, tracks: bool) -> None:
         """Make a fresh monitor the machine that was saved; its memory is mapped, and read when it is touched.
+
+        Args:
+            tracks: it remembers which pages are written from now on.
 
         Raises ApiFailed; the monitor ends then.
         """
@@ -75,6 +83,7 @@ class MachineApi:
             "snapshot_path": state,
             "mem_backend": {"backend_type": "File", "backend_path": memory},
             "resume_vm": resumes,
+            "enable_diff_snapshots": tracks,
         }
         await self._ask("PUT", "/snapshot/load", body)
 

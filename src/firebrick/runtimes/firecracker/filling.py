@@ -16,6 +16,7 @@ from firebrick.runtimes.firecracker.memory import MOST_FACTS_BYTES, Started, sta
 from firebrick.runtimes.firecracker.plan import (
     CONFIG,
     DISK,
+    MEMORY,
     REPORT,
     REPORT_BYTES,
     SPEC,
@@ -31,7 +32,7 @@ from firebrick.runtimes.firecracker.plan import (
     parse_report,
     spec_archive,
 )
-from firebrick.runtimes.firecracker.saving import SavePlace, give_agent
+from firebrick.runtimes.firecracker.saving import SavePlace, give_agent, keep_base
 from firebrick.runtimes.machines import StartPlan
 
 _LINK = "eth0"
@@ -62,6 +63,10 @@ def fill_jail(tools: Tools, jail: Jail, spec: MachineSpec, *, agent: Path, start
     jail.root.mkdir(mode=0o700, parents=True)
     SavePlace(directory=jail.save_place).make()
     give_agent(agent, jail.agent)
+    if started.tracks and spec.memory is not None:
+        keep_base(spec.memory / MEMORY, jail.base)
+    elif started.tracks:
+        jail.base.touch()
     if stat.S_ISBLK(disk.st_mode):
         # A node of its own: whose the host's is, others decide.
         os.mknod(jail.root / DISK, stat.S_IFBLK | 0o600, disk.st_rdev)
@@ -73,7 +78,7 @@ def fill_jail(tools: Tools, jail: Jail, spec: MachineSpec, *, agent: Path, start
         raise ValueError(f"its place in the network is {network}, and was {started.network} when it was saved")
     jail.started.write_text(started_to_json(replace(started, network=network)))
     if not started.is_restored:
-        config = machine_config(spec.limits, network=network, rates=started.rates)
+        config = machine_config(spec.limits, network=network, rates=started.rates, tracks=started.tracks)
         _write(jail.root / CONFIG, json.dumps(config).encode(), spec)
     extra = {inside: source.read_bytes() for inside, source in spec.files.items()}
     _write(jail.root / SPEC, spec_archive(spec, network, extra), spec)

@@ -64,7 +64,12 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """How a machine was started, kept beside its jail for whoever saves it. `is_restored`: from another's memory."""
+    """How a machine was started, kept beside its jail for whoever saves it.
+
+    Attributes:
+        is_restored: from another's memory.
+        tracks: its monitor remembers which pages are written.
+    """
 
     user_id: int
     cpu_count: int
@@ -74,6 +79,7 @@ class Started:
     network: Network | None
     rates: Rates
     is_restored: bool
+    tracks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,15 @@ def _reads(own: str, saved: str) -> bool:
 def _numbers(version: str) -> tuple[int, int, int]:
     found = _VERSION.match(version)
     return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else (0, 0, 0)
+
+
+def tracks_from_start(transparent_hugepage: str) -> bool:
+    """Whether the monitor of a fresh machine remembers what is written, so that its first save writes no more.
+
+    Args: transparent_hugepage: the host's /sys/kernel/mm/transparent_hugepage/enabled. A guest whose memory the kernel
+        would give in large pages would lose them; it does so unasked only where it says `always`.
+    """
+    return "[always]" not in transparent_hugepage
 
 
 def misfit(save: SaveFacts, *, cpu_count: int, memory_mib: int) -> str:
@@ -259,6 +274,7 @@ def _started_out(started: Started) -> dict[str, Any]:
         "disk_bytes_per_s": started.rates.disk_bytes_per_s,
         "network_bytes_per_s": started.rates.network_bytes_per_s,
         "is_restored": started.is_restored,
+        "tracks": started.tracks,
     }  # fmt: skip
 
 
@@ -281,4 +297,6 @@ def _started_in(found: Any) -> Started:
             disk_bytes_per_s=int(found["disk_bytes_per_s"]), network_bytes_per_s=int(found["network_bytes_per_s"])
         ),
         is_restored=bool(found["is_restored"]),
+        # Earlier versions of ours wrote no such word, and let no monitor do it.
+        tracks=bool(found.get("tracks", False)),
     )

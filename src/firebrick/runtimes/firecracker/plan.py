@@ -141,6 +141,12 @@ class Jail:
         return self.directory / SAVE
 
     @property
+    def base(self) -> Path:
+        """What its memory was when the monitor began to remember what is written: a save has only to write over a copy
+        of it. Empty: all zeros. Not there: a save writes everything."""
+        return self.directory / "base"
+
+    @property
     def started(self) -> Path:
         """How it was started, as `memory.Started`; out of the monitor's reach."""
         return self.directory / "started.json"
@@ -174,15 +180,23 @@ def cpu_count(limits: Limits) -> int:
     return min(MOST_CPU_COUNT, max(1, -(-limits.millicpu // 1000)))
 
 
-def machine_config(limits: Limits, *, network: Network | None, rates: Rates) -> Json:
-    """config.json of a microVM. Without MMDS: there is no metadata service to reach."""
+def machine_config(limits: Limits, *, network: Network | None, rates: Rates, tracks: bool) -> Json:
+    """config.json of a microVM. Without MMDS: there is no metadata service to reach.
+
+    Args: tracks: the monitor remembers which pages are written.
+    """
     config: Json = {
         "boot-source": {
             "kernel_image_path": "/vmlinux",
             "initrd_path": "/initrd",
             "boot_args": " ".join(BOOT_ARGUMENTS),
         },
-        "machine-config": {"vcpu_count": cpu_count(limits), "mem_size_mib": limits.memory_mib, "smt": False},
+        "machine-config": {
+            "vcpu_count": cpu_count(limits),
+            "mem_size_mib": limits.memory_mib,
+            "smt": False,
+            "track_dirty_pages": tracks,
+        },
         "drives": [_drive(name, rates) for name in DRIVES],
         "network-interfaces": [] if network is None else [_interface(network, rates)],
         "vsock": {"guest_cid": GUEST_CID, "uds_path": f"/{VSOCK_SOCKET}"},

@@ -23,9 +23,17 @@ from firebrick.runtimes.firecracker.memory import (
     read_processor,
     refusal,
     state_version,
+    tracks_from_start,
 )
 from firebrick.runtimes.firecracker.plan import MEMORY, SAVE, STATE, Jail, Rates, Tools, cpu_count, rate_changes
-from firebrick.runtimes.firecracker.saving import SavePlace, describe_files, finish_save, give_agent, read_save
+from firebrick.runtimes.firecracker.saving import (
+    SavePlace,
+    describe_files,
+    finish_save,
+    give_agent,
+    keep_base,
+    read_save,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +62,16 @@ class Saves:
             if (state := await api.state()) != "Paused":
                 raise ValueError(f"it is not frozen but {state.lower()}")
             version = await api.version()
-            await asyncio.to_thread(place.open_for, started.user_id)
+            is_diff = started.tracks and jail.base.exists()
+            await asyncio.to_thread(place.open_for, started.user_id, jail.base if is_diff else None)
+            # NOTE: before the monitor is asked, for it forgets what was written although the save may fail: then the
+            # next one writes everything.
+            jail.base.unlink(missing_ok=True)
             try:
                 timeout_s = save_timeout_s(started.memory_mib, self._start_timeout_s)
-                await api.save(memory=f"/{SAVE}/{MEMORY}", state=f"/{SAVE}/{STATE}", timeout_s=timeout_s)
+                await api.save(
+                    memory=f"/{SAVE}/{MEMORY}", state=f"/{SAVE}/{STATE}", timeout_s=timeout_s, is_diff=is_diff
+                )
                 await asyncio.to_thread(_take_out, jail, directory, started, version)
             finally:
                 await asyncio.to_thread(place.clear)
@@ -70,7 +84,7 @@ class Saves:
         if save.started.rates != self._rates:
             changes = rate_changes(self._rates, has_network=save.started.network is not None)
         await api.wait_state("Not started", is_alive=is_alive)
-        await api.load(memory=f"/{MEMORY}", state=f"/{STATE}", resumes=not changes)
+        await api.load(memory=f"/{MEMORY}", state=f"/{STATE}", resumes=not changes, tracks=True)
         for path, body in changes:
             await api.change(path, body)
         if changes:
@@ -110,7 +124,7 @@ class Saves:
         """How a machine is started, but for its network. Raises RuntimeFailed: the tools cannot be used."""
         facts = await self._read_tools()
         if save is not None:
-            return replace(save.started, user_id=spec.user_id, rates=self._rates, is_restored=True)
+            return replace(save.started, user_id=spec.user_id, rates=self._rates, is_restored=True, tracks=True)
         return Started(
             user_id=spec.user_id,
             cpu_count=cpu_count(spec.limits),
@@ -120,6 +134,7 @@ class Saves:
             network=None,
             rates=self._rates,
             is_restored=False,
+            tracks=tracks_from_start(await asyncio.to_thread(_large_pages)),
         )
 
     async def _read_tools(self) -> ToolFacts:
@@ -153,8 +168,18 @@ def _take_out(jail: Jail, directory: Path, started: Started, version: str) -> No
     host = _host(state_version(state))
     place.take_memory(directory / MEMORY, started.memory_mib << 20)
     give_agent(jail.agent, directory / AGENT)
+    if started.tracks:
+        keep_base(directory / MEMORY, jail.base)
     files = describe_files(directory, state)
     finish_save(directory, SaveFacts(firecracker=version, host=host, started=started, files=files), state)
+
+
+def _large_pages() -> str:
+    try:
+        return Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        # A kernel without them.
+        return ""
 
 
 def _host(snapshot_version: str) -> Host:

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from firebrick.linux.loop import copy_file
+from firebrick.linux.loop import clone_sparse, copy_file
 from firebrick.linux.sparse import has_writers, punch_zeros
 from firebrick.runtimes.firecracker.memory import (
     AGENT,
@@ -41,13 +41,19 @@ class SavePlace:
         """Once, before the monitor starts. Raises OSError."""
         self.directory.mkdir(mode=0o711)
 
-    def open_for(self, user_id: int) -> None:
-        """Two empty files for the monitor to fill. Undo: `clear`. Raises OSError."""
+    def open_for(self, user_id: int, base: Path | None = None) -> None:
+        """Two files for the monitor to fill, empty but for what the memory was before. Undo: `clear`. Raises OSError.
+
+        Args: base: that memory, of which the new one shares the blocks where the filesystem can.
+        """
         self.clear()
+        if base is not None:
+            clone_sparse(base, self.directory / MEMORY)
         for name in (MEMORY, STATE):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self.directory / name, flags, 0o600)
             try:
+                os.fchmod(descriptor, 0o600)
                 os.fchown(descriptor, user_id, user_id)
             finally:
                 os.close(descriptor)
@@ -106,6 +112,16 @@ def _move(source: Path, target: Path) -> None:
         if exc.errno != errno.EXDEV:
             raise
         copy_file(source, target)
+
+
+def keep_base(memory: Path, base: Path) -> None:
+    """Hold on to what a memory was, by a second name. Where there can be none it is not held on to. Raises OSError."""
+    base.unlink(missing_ok=True)
+    try:
+        os.link(memory, base)
+    except OSError as exc:
+        if exc.errno not in (errno.EXDEV, errno.EMLINK):
+            raise
 
 
 def give_agent(source: Path, target: Path) -> None:
