@@ -58,18 +58,15 @@ class MappedDevice:
 
 
 def create(name: str, target: Target) -> MappedDevice:
-    """Make a device and let it live. Undo: `remove(name)`. Raises OSError; then there is none."""
-    _call(_CREATE, name)
+    """Make a device and let it live. Undo: `remove(name)`. Raises OSError; then this has made none."""
+    made = _call(_CREATE, name)
     try:
         load(name, target)
         resume(name)
     except BaseException:
         remove(name)
         raise
-    found = find(name)
-    if found is None:
-        raise OSError(errno.ENXIO, "removed by somebody else as soon as it was made", name)
-    return found
+    return MappedDevice(node=_node(made.device), number=made.device, open_count=0, is_live=True, is_suspended=False)
 
 
 def remove(name: str) -> None:
@@ -116,12 +113,16 @@ def find(name: str) -> MappedDevice | None:
             return None
         raise
     return MappedDevice(
-        node=Path(f"/dev/dm-{os.minor(answer.device)}"),
+        node=_node(answer.device),
         number=answer.device,
         open_count=answer.open_count,
         is_live=bool(answer.flags & _LIVE),
         is_suspended=bool(answer.flags & _SUSPENDED),
     )
+
+
+def _node(number: int) -> Path:
+    return Path(f"/dev/dm-{os.minor(number)}")
 
 
 def device_names() -> list[str]:

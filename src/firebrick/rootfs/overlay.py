@@ -138,7 +138,6 @@ class OverlayRootfs:
             lower = await self._lower(image)
             is_new = disk is None and disk_mib == self._disk_mib
             ready = self._ready.pop() if self._ready and is_new else None
-            self._taken.set()
             # NOTE: one of a used disk is of no size that the pool knows: after a crash it is not taken for a new one.
             make = partial(self._make, "used" if disk else str(disk_mib), self._fill(disk_mib, disk, shares))
             work = asyncio.ensure_future(self._blocking(self._clone, machine_id, lower, ready, make, id_shift))
@@ -149,13 +148,15 @@ class OverlayRootfs:
                 await asyncio.wait([work])
                 await self.remove(machine_id)
                 raise
+            finally:
+                # Afterwards: the next one's making would keep this one's caller waiting.
+                self._taken.set()
         inside = self._machine(machine_id).disk
         return Rootfs(machine_id=machine_id, path=path, id_shift=id_shift, image=image, disk=inside)
 
     async def _prepare_file(self, machine_id: MachineId, image: Path, fill: Fill, is_new: bool) -> Rootfs:
         ready = self._ready_files.pop() if self._ready_files and is_new else None
         self._file_count = self._pool_size
-        self._taken.set()
         work = asyncio.ensure_future(self._blocking(self._clone_file, machine_id, ready, fill))
         try:
             upper = await asyncio.shield(work)
@@ -163,6 +164,8 @@ class OverlayRootfs:
             await asyncio.wait([work])
             await self.remove(machine_id)
             raise
+        finally:
+            self._taken.set()
         return Rootfs(machine_id=machine_id, path=upper.merged, image=image, disk_file=upper.image)
 
     async def remove(self, machine_id: MachineId) -> None:

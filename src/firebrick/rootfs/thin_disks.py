@@ -82,6 +82,7 @@ class ThinDisks:
         self._files = FileDisks(root / "seeds")
         self._prefix = f"firebrick-{instance}-"
         self._pool = f"{self._prefix}pool"
+        self._pool_number = ""
         self._device = device
         self._next = 1
         self._lock = threading.Lock()
@@ -286,15 +287,21 @@ class ThinDisks:
 
     def _activate(self, number: int) -> Path:
         name = self._name(number)
-        found = device_mapper.find(name)
-        if found is not None and not found.is_live:
-            device_mapper.remove(name)
-            found = None
-        if found is None:
+        try:
             found = device_mapper.create(name, self._target(number))
+        except OSError as exc:
+            # Usually there is none, and each question more would be a tenth of a clone.
+            if exc.errno != errno.EBUSY or (there := device_mapper.find(name)) is None:
+                raise
+            found = there
+            if not there.is_live:
+                device_mapper.remove(name)
+                found = device_mapper.create(name, self._target(number))
         link = self._root / "devices" / str(number)
-        if not link.is_symlink() or link.readlink() != found.node:
-            link.unlink(missing_ok=True)
+        try:
+            link.symlink_to(found.node)
+        except FileExistsError:
+            link.unlink()
             link.symlink_to(found.node)
         return found.node
 
@@ -311,13 +318,10 @@ class ThinDisks:
         return True
 
     def _target(self, number: int) -> Target:
-        pool = device_mapper.find(self._pool)
-        if pool is None:
-            raise OSError(errno.ENXIO, "the pool is not there", self._pool)
         return Target(
             kind="thin",
             sector_count=self._size_mib(number) * _MIB_SECTORS,
-            parameters=f"{pool.major_minor} {number}",
+            parameters=f"{self._pool_number} {number}",
         )
 
     def _tell(self, text: str) -> None:
@@ -329,6 +333,7 @@ class ThinDisks:
     def _open_pool(self) -> None:
         found = device_mapper.find(self._pool)
         if found is not None and found.is_live:
+            self._pool_number = found.major_minor
             return
         if found is not None:
             device_mapper.remove(self._pool)
@@ -346,7 +351,7 @@ class ThinDisks:
                 parameters=f"{stack.enter_context(attached(metadata))} {data} {_BLOCK_BYTES // SECTOR_BYTES} 0 "
                 "1 error_if_no_space",
             )
-            device_mapper.create(self._pool, target)
+            self._pool_number = device_mapper.create(self._pool, target).major_minor
             undo.pop_all()
 
     def _data_file(self) -> Path:
