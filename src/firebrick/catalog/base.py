@@ -106,12 +106,13 @@ class CatalogReader(Protocol):
         ...
 
 
-async def run_waker(waker: Waker | None, sandbox_id: SandboxId) -> None:
-    """Call it, bounded. Raises: as `CatalogReader.wake`."""
+async def run_waker(waker: Waker | None, sandbox_id: SandboxId, *, patience: float = 1.0) -> None:
+    """Call it, bounded by WAKE_TIMEOUT_S times `patience`. Raises: as `CatalogReader.wake`."""
     if waker is None:
         raise Unavailable("This instance cannot resume sandboxes on traffic; connect to the sandbox through the API.")
+    timeout_s = WAKE_TIMEOUT_S * patience
     try:
-        async with asyncio.timeout(WAKE_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await waker(sandbox_id)
     except TimeoutError as exc:
-        raise DeadlineExceeded(f"The sandbox did not resume within {WAKE_TIMEOUT_S:.0f} s. Try again.") from exc
+        raise DeadlineExceeded(f"The sandbox did not resume within {timeout_s:.0f} s. Try again.") from exc

@@ -74,9 +74,10 @@ class EmbeddedCatalogServer:
     just started would otherwise tell every edge that all sandboxes are gone.
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, *, patience: float = 1.0) -> None:
         self.waker: Waker | None = None
         self._socket = socket
+        self._patience = patience
         self._table = RouteTable()
         self._revision = 0
         self._is_filled = asyncio.Event()
@@ -180,7 +181,7 @@ class EmbeddedCatalogServer:
     async def Wake(self, request: pb.WakeRequest, context: Any) -> pb.WakeReply:
         """Answer a follower's `wake` (the name is the proto's)."""
         try:
-            await run_waker(self.waker, SandboxId(request.sandbox_id))
+            await run_waker(self.waker, SandboxId(request.sandbox_id), patience=self._patience)
         except FirebrickError as exc:
             log.info("catalog.wake_refused", sandbox_id=request.sandbox_id, code=exc.code, detail=exc.detail)
             return pb.WakeReply(code=exc.code, message=exc.message)

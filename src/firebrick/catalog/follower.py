@@ -21,7 +21,7 @@ from firebrick.model.ids import SandboxId
 FIRST_DELAY_S = 0.05
 LONGEST_DELAY_S = 1.0
 ANSWER_S = 2.0
-"""What the control plane has beyond WAKE_TIMEOUT_S to say that it ran out of time."""
+"""What the control plane has beyond the time of a wake to say that it ran out of time."""
 
 log = get_log("catalog")
 
@@ -33,9 +33,10 @@ class CatalogFollower:
     that are gone.
     """
 
-    def __init__(self, socket: Path, clock: Clock) -> None:
+    def __init__(self, socket: Path, clock: Clock, *, patience: float = 1.0) -> None:
         self._socket = socket
         self._clock = clock
+        self._patience = patience
         self._table = RouteTable()
         self._feed = ChangeFeed()
         self._ready = asyncio.Event()
@@ -76,7 +77,7 @@ class CatalogFollower:
         async with grpc.aio.insecure_channel(f"unix:{self._socket}", options=OPTIONS) as channel:
             try:
                 reply = await pb_grpc.CatalogStub(channel).Wake(
-                    pb.WakeRequest(sandbox_id=sandbox_id), timeout=WAKE_TIMEOUT_S + ANSWER_S
+                    pb.WakeRequest(sandbox_id=sandbox_id), timeout=WAKE_TIMEOUT_S * self._patience + ANSWER_S
                 )
             except grpc.aio.AioRpcError as exc:
                 raise Unavailable(

@@ -48,7 +48,7 @@ class Edge:
         process ends and is started anew rather than living on deaf."""
         self._catalog = catalog
         self._clock = clock
-        self._sandboxes = Sandboxes(clock)
+        self._sandboxes = Sandboxes(clock, connect_timeout_s=limits.connect_timeout_s)
         self._shared = Shared(
             router=Router(domain, catalog, self.stats, api),
             sandboxes=self._sandboxes,

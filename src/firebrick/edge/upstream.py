@@ -15,7 +15,6 @@ from firebrick.edge.link import Link
 from firebrick.guestlink.base import AGENT_PORT
 from firebrick.model.ids import SandboxId
 
-CONNECT_TIMEOUT_S = 5.0
 IDLE_LIMIT_S = 4.0
 """Servers commonly close after 5 s without a request (uvicorn, Node.js); to be earlier avoids the race."""
 RECENT_S = 1.0
@@ -61,7 +60,7 @@ class UpstreamLink(Link):
         assert self.transport is not None
         try:
             secured = await asyncio.get_running_loop().start_tls(
-                self.transport, self, unverified_tls(), ssl_handshake_timeout=CONNECT_TIMEOUT_S
+                self.transport, self, unverified_tls(), ssl_handshake_timeout=self.sandbox.connect_timeout_s
             )
         except BaseException:
             self.abort()
@@ -71,10 +70,11 @@ class UpstreamLink(Link):
 
 
 class SandboxLinks:
-    """What the edge holds of one execution of a sandbox."""
+    """What the edge holds of one execution of a sandbox. `connect_timeout_s`: what its servers may take to accept."""
 
-    def __init__(self, route: Route, clock: Clock) -> None:
+    def __init__(self, route: Route, clock: Clock, *, connect_timeout_s: float) -> None:
         self.route = route
+        self.connect_timeout_s = connect_timeout_s
         self.is_withdrawn = False
         self.exchanges: set[Breakable] = set()
         self.links: set[UpstreamLink] = set()
@@ -112,7 +112,7 @@ class SandboxLinks:
 
         Raises: ConnectionRefusedError — nothing listens there; TimeoutError, OSError.
         """
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(self.connect_timeout_s):
             link = await self._reach(port)
             if port in self.route.https_ports:
                 await link.start_tls()
@@ -196,8 +196,9 @@ class SandboxLinks:
 class Sandboxes:
     """The links of every sandbox that has any. Follows the catalog: what is withdrawn there is cut here."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, connect_timeout_s: float) -> None:
         self._clock = clock
+        self._connect_timeout_s = connect_timeout_s
         self._links: dict[SandboxId, SandboxLinks] = {}
 
     def of(self, route: Route) -> SandboxLinks:
@@ -207,7 +208,8 @@ class Sandboxes:
             self.cut(route.sandbox_id)
             links = None
         if links is None:
-            links = self._links[route.sandbox_id] = SandboxLinks(route, self._clock)
+            links = SandboxLinks(route, self._clock, connect_timeout_s=self._connect_timeout_s)
+            self._links[route.sandbox_id] = links
         return links
 
     def cut(self, sandbox_id: SandboxId) -> None:

@@ -34,6 +34,8 @@ class EdgeLimits:
     idle_timeout_s: float = 620.0
     """Above the 600 s of common load balancers, so that they close first and never meet a closed connection."""
     linger_timeout_s: float = 5.0
+    connect_timeout_s: float = 5.0
+    """What a sandbox's server may take to accept a connection."""
     per_sandbox_count: int = 2_000
     total_count: int = 50_000
     """Client connections; each may need a second descriptor for its upstream."""

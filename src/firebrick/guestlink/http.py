@@ -29,7 +29,8 @@ from firebrick.log import get_log
 INIT_TIMEOUT_S = 15.0
 POLL_S = 0.003
 # A SYN to a guest whose network stack is not up yet is lost, not refused, and the kernel would send it again
-# only after a second: so the first attempts give up early and later ones allow for a busy machine.
+# only after a second: so the first attempts give up early and later ones allow for a busy machine. All follow
+# `patience`: each attempt costs guest and host, and where all is slow the first would cut off answers that come.
 FIRST_ATTEMPT_S = 0.02
 ATTEMPT_GROWTH = 1.3
 LONGEST_ATTEMPT_S = 2.0
@@ -52,12 +53,12 @@ class HttpGuestLink:
         self._address = address
         self._dial = dial
         self._port = port
-        self._init_timeout_s = INIT_TIMEOUT_S * patience
+        self._patience = patience
         self._token = control_token
         self._stream: Stream | None = None
 
     async def wait_ready(self, *, timeout_s: float) -> None:
-        attempt_s = FIRST_ATTEMPT_S
+        attempt_s = FIRST_ATTEMPT_S * self._patience
         last: Exception | None = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -68,17 +69,17 @@ class HttpGuestLink:
                         return
                     except TimeoutError as exc:
                         last = exc
-                        attempt_s = min(attempt_s * ATTEMPT_GROWTH, LONGEST_ATTEMPT_S)
+                        attempt_s = min(attempt_s * ATTEMPT_GROWTH, LONGEST_ATTEMPT_S * self._patience)
                     except (OSError, GuestSilent) as exc:
                         last = exc
-                    await asyncio.sleep(POLL_S)
+                    await asyncio.sleep(POLL_S * self._patience)
         except TimeoutError:
             raise GuestSilent(
                 f"The guest agent did not become ready within {timeout_s:g} s.", detail=f"{self._address}: {last!r}"
             ) from last
 
     async def init(self, settings: GuestInit) -> None:
-        await self._ask("POST", "/init", encode_init(settings), timeout_s=self._init_timeout_s)
+        await self._ask("POST", "/init", encode_init(settings), timeout_s=INIT_TIMEOUT_S * self._patience)
 
     async def logs(self, since: int, *, timeout_s: float) -> tuple[tuple[GuestLogEntry, ...], int]:
         path = f"/firebrick/logs?since={since}&limit={MAX_LOG_ENTRIES}"
@@ -106,7 +107,7 @@ class HttpGuestLink:
 
     async def go_on(self) -> None:
         try:
-            await self._ask("POST", "/firebrick/go-on", None, timeout_s=self._init_timeout_s)
+            await self._ask("POST", "/firebrick/go-on", None, timeout_s=INIT_TIMEOUT_S * self._patience)
         except GuestSilent as exc:
             log.warning("guest.held", reason=exc.message, detail=exc.detail)
         finally:

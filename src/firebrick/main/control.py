@@ -43,7 +43,7 @@ async def run(config: Config, clock: Clock) -> None:
         node_id = await wait_node_id(config, clock)
         node = GrpcNodeClient(f"unix:{config.node_socket}", patience=config.patience)
         stack.push_async_callback(node.close)
-        catalog = EmbeddedCatalogServer(config.catalog_socket)
+        catalog = EmbeddedCatalogServer(config.catalog_socket, patience=config.patience)
         await catalog.start()
         stack.push_async_callback(catalog.close)
         control = await stack.enter_async_context(

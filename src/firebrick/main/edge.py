@@ -47,7 +47,7 @@ def has_ipv6_loopback() -> bool:
 async def run(config: Config, limits: EdgeLimits) -> None:
     """Serve until SIGTERM or SIGINT, then end in order."""
     clock = SystemClock()
-    catalog = CatalogFollower(config.catalog_socket, clock)
+    catalog = CatalogFollower(config.catalog_socket, clock, patience=config.patience)
     api = (reachable_host(config.host), config.api_port)
     edge = Edge(domain=config.sandbox_domain, catalog=catalog, clock=clock, limits=limits, api=api)
     loop = asyncio.get_running_loop()
@@ -74,7 +74,11 @@ def main() -> int:
     log.configure(config.log_level, "edge")
     # Each client connection may need one more, into a sandbox.
     total_count = max(16, (raise_file_limit() - RESERVED_FILES_COUNT) // 2)
-    limits = replace(EdgeLimits(), total_count=min(EdgeLimits().total_count, total_count))
+    limits = replace(
+        EdgeLimits(),
+        total_count=min(EdgeLimits().total_count, total_count),
+        connect_timeout_s=config.patient_s(EdgeLimits().connect_timeout_s),
+    )
     try:
         uvloop.run(run(config, limits))
     except OSError as exc:

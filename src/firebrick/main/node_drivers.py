@@ -91,6 +91,7 @@ def build_drivers(config: Config) -> NodeDrivers:
             prefix=_prefix(config),
             size=config.slot_count,
             name_servers=_ipv4(_name_servers(config)),
+            patience=config.patience,
         ),
         links=partial(HttpGuestLink, patience=config.patience),
         images=images,

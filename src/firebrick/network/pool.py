@@ -53,11 +53,13 @@ class NativeSlotPool:
         prefix: IPv4Network,
         size: int,
         name_servers: Sequence[IPv4Address] = (),
+        patience: float = 1.0,
         log: Any = None,
         at_step_for_test_purposes_only: Callable[[str], None] | None = None,
     ) -> None:
         """Do nothing yet; `open` does. `size` 0 fits the pool to the machine's memory. `name_servers` are those that
-        guests are told and that allowed names are looked up by. Raises Invalid."""
+        guests are told and that allowed names are looked up by. `patience` is what the wait for a slot that is
+        being made is multiplied by. Raises Invalid."""
         self._layout = Layout(instance=instance, prefix=prefix)
         self.size = size or default_size(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         if not 0 < self.size <= self._layout.capacity_count:
@@ -65,6 +67,7 @@ class NativeSlotPool:
                 f"Setting 'slot_count' is {self.size}, but {prefix} has addresses for 1 to "
                 f"{self._layout.capacity_count} slots. Change 'slot_count' or 'network_prefix'."
             )
+        self._acquire_wait_s = ACQUIRE_WAIT_S * patience
         self._log = log or get_log("network")
         self._marks = Marks(instance)
         self._name_servers = tuple(name_servers)
@@ -130,7 +133,7 @@ class NativeSlotPool:
     async def acquire(self) -> Slot:
         """Take a ready slot.
 
-        Raises: NoCapacity at once when all slots are taken, or after 5 s when none gets ready.
+        Raises: NoCapacity at once when all slots are taken, or after ACQUIRE_WAIT_S when none gets ready.
         Cancel: a slot that was just given goes back.
         """
         if not self._ready or self._waiters:
@@ -152,11 +155,11 @@ class NativeSlotPool:
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            async with asyncio.timeout(ACQUIRE_WAIT_S):
+            async with asyncio.timeout(self._acquire_wait_s):
                 return await waiter
         except TimeoutError as exc:
             self._give_back(waiter)
-            raise self._no_capacity(f"none got ready within {ACQUIRE_WAIT_S:g} s") from exc
+            raise self._no_capacity(f"none got ready within {self._acquire_wait_s:g} s") from exc
         except asyncio.CancelledError:
             self._give_back(waiter)
             raise

@@ -82,11 +82,11 @@ class MachineLog:
         """Ask the guest agent now and then; never returns."""
         while True:
             await self._clock.sleep(PULL_S)
-            await self._pull(TIMEOUT_S)
+            await self._pull(TIMEOUT_S * self._machine.settings.patience)
 
     async def entries(self) -> tuple[LogEntry, ...]:
         """Everything, as far as it is kept, oldest first."""
-        await self._pull(TIMEOUT_S)
+        await self._pull(TIMEOUT_S * self._machine.settings.patience)
         return self._ring.entries()
 
     def note(self, level: str, message: str, fields: Mapping[str, str]) -> None:

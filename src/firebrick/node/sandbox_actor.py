@@ -293,7 +293,7 @@ class SandboxActor:
             await (freezer.freeze if self.state is ActorState.PAUSED else freezer.thaw)(self.machine.machine_id)
         if self.state not in (ActorState.RUNNING, ActorState.PAUSED):
             # Nobody has it yet, so it may be judged: what does not answer now is not worth keeping.
-            await self.machine.link.wait_ready(timeout_s=WARM_CHECK_S)
+            await self.machine.link.wait_ready(timeout_s=WARM_CHECK_S * self.machine.settings.patience)
             self._set_state(ActorState.WARM)
         log.info("machine.adopted", state=self.state)
         return await self._watch()

@@ -67,11 +67,12 @@ class SnapshotRecord:
 
 
 class Snapshots:
-    """All of one node. `open` first, `close` last."""
+    """All of one node. `open` first, `close` last. `patience`: what the wait before storing is multiplied by."""
 
-    def __init__(self, node_dir: Path, drivers: NodeDrivers) -> None:
+    def __init__(self, node_dir: Path, drivers: NodeDrivers, *, patience: float = 1.0) -> None:
         self._root = node_dir / "snapshots"
         self._drivers = drivers
+        self._store_delay_s = STORE_DELAY_S * patience
         self._blobs = LocalBlobs(node_dir / "blobs")
         self._chunks = ChunkStore(self._blobs, drivers.clock)
         self._records: dict[SnapshotId, SnapshotRecord] = {}
@@ -200,7 +201,7 @@ class Snapshots:
 
     async def _store(self, snapshot_id: SnapshotId) -> None:
         """Until it is stored or deleted."""
-        pause_s = STORE_DELAY_S
+        pause_s = self._store_delay_s
         while True:
             await self._drivers.clock.sleep(pause_s)
             try:

@@ -99,7 +99,7 @@ class NodeAgent:
         self._background = TaskOwner()
         self._entries: dict[SandboxId, _Entry] = {}
         self._kept = KeptDisks(drivers, records)
-        self._snapshots = Snapshots(settings.node_dir, drivers)
+        self._snapshots = Snapshots(settings.node_dir, drivers, patience=settings.patience)
         self._memories = TemplateMemories(drivers, settings)
         self._pool = WarmPool(settings, drivers, self._actors, self._start_warm)
         self._is_open = False
@@ -134,7 +134,7 @@ class NodeAgent:
             if actor.state in (ActorState.STARTING, ActorState.CLAIMED):
                 actor.begin_kill()
         try:
-            async with asyncio.timeout(STOP_S):
+            async with asyncio.timeout(STOP_S * self._settings.patience):
                 while any(a.state not in _AT_REST for a in self._actors.values()):
                     await self._clock.sleep(0.01)
         except TimeoutError:

@@ -66,6 +66,8 @@ class DetachedMachines:
         mark: stands in the command line of every launcher of ours; None: the path of `runtime_root` does.
         parent: name of the cgroup above all machines.
         oom_statuses: exit codes of a machine whose first process the kernel killed for memory.
+        start_timeout_s: what a launcher may take. Where that is longer than START_TIMEOUT_S, so many times longer
+            may an end and a freeze take.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class DetachedMachines:
         self._parent = parent
         self._oom_statuses = oom_statuses
         self._start_timeout_s = start_timeout_s
+        self._patience = max(1.0, start_timeout_s / START_TIMEOUT_S)
         self._layout: CgroupLayout | None = None
         self._watches: dict[MachineId, ProcessWatch] = {}
         self._ending: set[MachineId] = set()
@@ -157,7 +160,7 @@ class DetachedMachines:
             # NOTE: killed first: then it ends at the thaw and does nothing more. v1 keeps frozen processes from dying.
             group.kill()
             self._freezer(machine_id).thaw()
-            await group.end(timeout_s=END_TIMEOUT_S)
+            await group.end(timeout_s=END_TIMEOUT_S * self._patience)
             await asyncio.to_thread(_remove_named, self._root, machine_id)
             await group.remove()
             self._record_path(machine_id).unlink(missing_ok=True)
@@ -171,7 +174,7 @@ class DetachedMachines:
     async def freeze(self, machine_id: MachineId) -> None:
         """Raises RuntimeFailed; then it runs on."""
         try:
-            await self._freezer(machine_id).freeze(timeout_s=FREEZE_TIMEOUT_S)
+            await self._freezer(machine_id).freeze(timeout_s=FREEZE_TIMEOUT_S * self._patience)
         except CgroupFailed as exc:
             raise RuntimeFailed(f"The machine {machine_id} could not be frozen.", detail=str(exc)) from exc
 

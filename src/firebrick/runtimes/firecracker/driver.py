@@ -136,7 +136,8 @@ class FirecrackerRuntime:
             raise RuntimeFailed(f"The machine {machine_id} could not be thawed.", detail=str(exc)) from exc
 
     async def dial(self, machine_id: MachineId, port: int) -> socket.socket:
-        return await dial(self._jail(machine_id).root / VSOCK_SOCKET, port)
+        place = self._jail(machine_id).root / VSOCK_SOCKET
+        return await dial(place, port, timeout_s=self._start_timeout_s)
 
     async def reclaim(self, machine_id: MachineId) -> int:
         return await self._machines.reclaim(machine_id)
