@@ -15,12 +15,13 @@ import tarfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import cache_from_source
 from pathlib import Path
 
 from tests.lab import parts
 from tests.lab.channel import Channel
+from tests.lab.emulator import emulator
 from tests.lab.outer import Outer, Wanted
 from tests.lab.root import CHECKOUT_INSIDE, Build, build
 from tests.lab.shelf import MOUNT, shelf
@@ -73,7 +74,8 @@ class Fleet:
         names = [f"lab{number}" for number in range(1, count + 1)]
         with cache_locked():
             built = build(parts.CACHE)
-            saved = None if cold else state(built, memory_mib)
+            qemu = emulator(parts.CACHE)
+            saved = None if cold else state(built, qemu, memory_mib)
             shared = shelf(TEST_CACHE, parts.CACHE)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_text(json.dumps({"names": names, "build": str(built.folder)}))
@@ -83,13 +85,12 @@ class Fleet:
         lan = f"{group}:{random.randrange(20000, 60000)}" if count > 1 else ""
         try:
             for outer in fleet.outers:
+                wanted = Wanted(build=built, emulator=qemu, memory_mib=memory_mib, lan=lan)
                 if saved:
-                    wanted = Wanted(
-                        build=built, memory_mib=memory_mib, memory_file=saved.memory, incoming=True, lan=lan
-                    )
+                    wanted = replace(wanted, memory_file=saved.memory, incoming=True)
                     Outer.start(wanted, outer.folder, saved.disk, "qcow2").restore(saved.devices)
                 else:
-                    Outer.start(Wanted(build=built, memory_mib=memory_mib, lan=lan), outer.folder, built.root, "raw")
+                    Outer.start(wanted, outer.folder, built.root, "raw")
             for number, outer in enumerate(fleet.outers, 1):
                 if not saved:
                     outer.wait_booted()

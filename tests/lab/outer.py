@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.lab.channel import Channel
+from tests.lab.emulator import Emulator
 from tests.lab.inside.agent import PORT
 from tests.lab.root import Build
 
@@ -41,6 +42,7 @@ class Wanted:
     """What an outer machine is to be.
 
     Fields:
+        emulator: the qemu that it runs in.
         memory_mib: its memory; a saved state fits one size only.
         memory_file: the file that is its memory, or None for memory of its own.
         shares_memory: writes go to that file (to save a state) instead of staying private (to start from one).
@@ -49,6 +51,7 @@ class Wanted:
     """
 
     build: Build
+    emulator: Emulator
     memory_mib: int
     memory_file: Path | None = None
     shares_memory: bool = False
@@ -65,7 +68,7 @@ def command(wanted: Wanted, folder: Path) -> list[str]:
     else:
         memory = f"memory-backend-ram,{memory}"
     lan = f"socket,id=lan,mcast={wanted.lan},localaddr=127.0.0.1" if wanted.lan else "hubport,id=lan,hubid=1"
-    argv = ["qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
+    argv = [*wanted.emulator.words, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
     argv += ["-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", CPU]
     argv += ["-smp", str(CPU_COUNT), "-m", f"{wanted.memory_mib}M", "-object", memory]
     argv += ["-kernel", str(wanted.build.kernel), "-initrd", f"{folder}/initramfs", "-append", KERNEL_LINE]

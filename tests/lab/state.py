@@ -7,12 +7,12 @@ none has written. Its disk is the lower layer of theirs.
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.lab import outer
+from tests.lab.emulator import Emulator
 from tests.lab.outer import Outer, Wanted
 from tests.lab.root import Build, inside_files
 
@@ -36,16 +36,15 @@ class State:
         return self.folder / "maker" / "disk.qcow2"
 
 
-def state(build: Build, memory_mib: int) -> State:
-    """The saved state for this build and size, made now if there is none. The caller holds the cache's lock."""
-    version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True).stdout
+def state(build: Build, emulator: Emulator, memory_mib: int) -> State:
+    """The saved state for these and this size, made now if there is none. The caller holds the cache's lock."""
     # A state fits the qemu and the command line that saved it, and no other.
-    made_by = (version, Path(outer.__file__).read_bytes(), *inside_files().values())
+    made_by = (emulator.version.encode(), Path(outer.__file__).read_bytes(), *inside_files().values())
     folder = build.folder / f"state-{memory_mib}-{hashlib.sha256(b''.join(made_by)).hexdigest()[:8]}"
     if not folder.exists():
         making = Path(tempfile.mkdtemp(prefix="making-", dir=build.folder))
         try:
-            _make(build, memory_mib, making)
+            _make(Wanted(build=build, emulator=emulator, memory_mib=memory_mib, shares_memory=True), making)
             making.rename(folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -55,12 +54,11 @@ def state(build: Build, memory_mib: int) -> State:
     return State(folder=folder)
 
 
-def _make(build: Build, memory_mib: int, making: Path) -> None:
+def _make(wanted: Wanted, making: Path) -> None:
     found = State(folder=making)
     found.memory.touch()
-    os.truncate(found.memory, memory_mib << 20)
-    wanted = Wanted(build=build, memory_mib=memory_mib, memory_file=found.memory, shares_memory=True)
-    maker = Outer.start(wanted, making / "maker", build.root, "raw")
+    os.truncate(found.memory, wanted.memory_mib << 20)
+    maker = Outer.start(replace(wanted, memory_file=found.memory), making / "maker", wanted.build.root, "raw")
     try:
         maker.wait_booted()
         # What the first command would have to read and translate is read and settled before.

@@ -35,6 +35,19 @@ done
 kill $!
 wait
 """
+SWITCH_CODE = """
+import fcntl, os, subprocess, sys
+sleeper = "import time\\nwhile True: time.sleep(0.0005)"
+busy = [subprocess.Popen([sys.executable, "-c", sleeper]) for _ in range(4)]
+kvm = os.open("/dev/kvm", os.O_RDWR)
+try:
+    for _ in range(100):
+        os.close(fcntl.ioctl(kvm, 0xAE01, 0))
+finally:
+    for process in busy:
+        process.kill()
+"""
+"""Making and destroying a machine of KVM switches code of the scheduler, which all processors are executing."""
 RANDOMNESS = "head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id"
 
 
@@ -65,6 +78,12 @@ def test_a_firecracker_guest_boots(one: Channel) -> None:
     """The real Firecracker boots the Debian kernel to the first lines of its serial console."""
     said = one.run("/bin/bash", "-c", BOOT_A_GUEST, "boot", str(GUEST_DEADLINE_S)).stdout.decode()
     assert f"Linux version {one.shell('uname -r').strip()}" in said, said
+
+
+def test_code_that_is_switched_stops_no_processor(one: Channel) -> None:
+    """A processor executes what the other has written in its way, and not what stood there before."""
+    done = one.run("/venv/bin/python", "-c", SWITCH_CODE, timeout_s=GUEST_DEADLINE_S)
+    assert done.status == 0, done.stderr.decode()
 
 
 def test_machines_from_one_state_are_two(two: Fleet) -> None:

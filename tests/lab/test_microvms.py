@@ -30,8 +30,8 @@ DRIVER_TESTS = (
 )
 TIMEOUT_S, LIFETIME_S = 900, 3600
 ATTEMPT_COUNT = 3
-"""Of some forty guests in emulation two did not boot as they should (docs/reference/lab.md), which on hardware nobody
-has seen: what fails is tried again, and told. A fault of ours fails each time."""
+"""A qemu that is too old stops machines (tests/lab/emulator.py), and not everybody can have a newer one: what fails is
+tried again, and told. A fault of ours fails each time."""
 
 
 def test_the_driver_keeps_its_contract(machine: Fleet) -> None:
