@@ -10,6 +10,7 @@ from firebrick.model.errors import NotFound, Unauthenticated, Unavailable
 from firebrick.supervisor.lifecycle import Credentials, credentials
 
 TIMEOUT_S = 60.0
+"""For one answer; as long as the official SDK waits."""
 
 
 def reach(config: Config) -> Credentials:
@@ -27,6 +28,12 @@ def reach(config: Config) -> Credentials:
             "environment. Start one with `firebrick up`, or set the three."
         )
     return Credentials(api_url=api_url, sandbox_url=sandbox_url, api_key=key)
+
+
+def open_client() -> "Client":
+    """A client of what `reach` finds; on a slow machine it waits longer for answers. Raises: Unauthenticated."""
+    config = load_config()
+    return Client(reach(config), timeout_s=config.patient_s(TIMEOUT_S))
 
 
 class ApiFailed(Unavailable):
@@ -47,7 +54,8 @@ def open_admin_client() -> "Client":
             f"This needs the operator's token: {config.admin_token_file} (as the user that runs the instance), or "
             "FIREBRICK_ADMIN_TOKEN and E2B_API_URL in the environment."
         )
-    return Client(Credentials(api_url=api_url, sandbox_url="", api_key=""), headers={"X-Admin-Token": token})
+    target = Credentials(api_url=api_url, sandbox_url="", api_key="")
+    return Client(target, headers={"X-Admin-Token": token}, timeout_s=config.patient_s(TIMEOUT_S))
 
 
 def _stored_admin_token(config: Config) -> str | None:
@@ -58,11 +66,12 @@ def _stored_admin_token(config: Config) -> str | None:
 
 
 class Client:
-    def __init__(self, target: Credentials, headers: dict[str, str] | None = None) -> None:
-        """`headers` say who asks; None: the target's API key."""
+    def __init__(self, target: Credentials, *, headers: dict[str, str] | None = None, timeout_s: float) -> None:
+        """`headers` say who asks; None: the target's API key. `timeout_s` is for each answer."""
         self._target = target
+        self.timeout_s = timeout_s
         self._http = httpx.Client(
-            base_url=target.api_url, headers=headers or {"X-API-Key": target.api_key}, timeout=TIMEOUT_S,
+            base_url=target.api_url, headers=headers or {"X-API-Key": target.api_key}, timeout=timeout_s,
             trust_env=False,
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from firebrick.cli.client import Client
+from firebrick.cli.client import TIMEOUT_S, Client
 from firebrick.cli.console import err, fail, out, reports_errors, table
 from firebrick.config import Config, load_config
 from firebrick.model.errors import FirebrickError
@@ -29,7 +29,7 @@ def kill_all(config: Config) -> int:
     target = lifecycle.credentials(config)
     if target is None:
         return 0
-    client = Client(target)
+    client = Client(target, timeout_s=config.patient_s(TIMEOUT_S))
     try:
         found = client.pages("/v2/sandboxes", {"state": "running"}, limit=100_000)
         for item in found:

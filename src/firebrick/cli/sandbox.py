@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from firebrick.cli import sandbox_pause
-from firebrick.cli.client import Client, reach
+from firebrick.cli.client import TIMEOUT_S, Client, open_client, reach
 from firebrick.cli.console import err, fail, out, pairs, reports_errors, table
 from firebrick.config import load_config
 from firebrick.model.errors import FirebrickError, NotFound
@@ -24,10 +24,6 @@ FOLLOW_EVERY_S = 0.5
 LIST_LIMIT = 1000
 
 SandboxArgument = Annotated[str, typer.Argument(metavar="SANDBOX", help="Sandbox id.")]
-
-
-def open_client() -> Client:
-    return Client(reach(load_config()))
 
 
 @app.command("create")
@@ -160,15 +156,15 @@ def exec_command(
     from e2b import CommandExitException, Sandbox
     from e2b.exceptions import SandboxException
 
-    target = reach(load_config())
-    if Client(target).request("GET", f"/sandboxes/{sandbox}").json()["state"] == "paused":
+    config = load_config()
+    target, client = reach(config), open_client()
+    if client.request("GET", f"/sandboxes/{sandbox}").json()["state"] == "paused":
         # Without a timeout: it then lives as long as it was configured to.
-        Client(target).request("POST", f"/v2/sandboxes/{sandbox}/connect", json={})
+        client.request("POST", f"/v2/sandboxes/{sandbox}/connect", json={})
+    options: dict[str, Any] = {"api_key": target.api_key, "api_url": target.api_url, "sandbox_url": target.sandbox_url}
     try:
         # A timeout of 1 s never shortens what the sandbox has left: connect only extends.
-        box = Sandbox.connect(
-            sandbox, timeout=1, api_key=target.api_key, api_url=target.api_url, sandbox_url=target.sandbox_url
-        )
+        box = Sandbox.connect(sandbox, timeout=1, request_timeout=config.patient_s(TIMEOUT_S), **options)
         handle = box.commands.run(
             shlex.join(command),
             background=True,

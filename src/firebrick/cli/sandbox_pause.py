@@ -8,9 +8,8 @@ from urllib.parse import quote
 
 import typer
 
-from firebrick.cli.client import Client, reach
+from firebrick.cli.client import open_client
 from firebrick.cli.console import err, reports_errors, table
-from firebrick.config import load_config
 from firebrick.model.errors import FirebrickError
 
 SandboxArgument = Annotated[str, typer.Argument(metavar="SANDBOX", help="Sandbox id.")]
@@ -32,7 +31,7 @@ def pause(
     disk_only: Annotated[bool, typer.Option("--disk-only", help="Keep the files, end the processes.")] = False,
 ) -> None:
     """Pause sandboxes: no CPU is used until they are resumed. Prints each id."""
-    client = _client()
+    client = open_client()
 
     def act(sandbox: str) -> str:
         client.request("POST", f"/sandboxes/{sandbox}/pause", json={"memory": not disk_only})
@@ -50,7 +49,7 @@ def resume(
     disk_only: Annotated[bool, typer.Option("--disk-only", help="Start anew on the files.")] = False,
 ) -> None:
     """Resume paused sandboxes; one that runs is left running. Prints each id."""
-    client = _client()
+    client = open_client()
     body: dict[str, Any] = {"memory": not disk_only} | ({} if timeout is None else {"timeout": timeout})
 
     def act(sandbox: str) -> str:
@@ -67,7 +66,7 @@ def snapshot(
 ) -> None:
     """Save a sandbox's state; print the id that `create` takes. The sandbox goes on."""
     body = {} if name is None else {"name": name}
-    print(_client().request("POST", f"/sandboxes/{sandbox}/snapshots", json=body).json()["snapshotID"])
+    print(open_client().request("POST", f"/sandboxes/{sandbox}/snapshots", json=body).json()["snapshotID"])
 
 
 @reports_errors
@@ -77,7 +76,7 @@ def snapshots(
     as_json: Annotated[bool, typer.Option("--json", help="The API's answer.")] = False,
 ) -> None:
     """List snapshots, newest first, or delete some."""
-    client = _client()
+    client = open_client()
     if remove:
 
         def act(name: str) -> str:
@@ -103,7 +102,9 @@ def fork(
     timeout: Annotated[int, typer.Option("--timeout", "-t", help="Lifetime in seconds.")] = 300,
 ) -> None:
     """Create sandboxes that start as this one is now. Prints their ids; status 1 when some could not be started."""
-    results = _client().request("POST", f"/sandboxes/{sandbox}/fork", json={"count": count, "timeout": timeout}).json()
+    results = (
+        open_client().request("POST", f"/sandboxes/{sandbox}/fork", json={"count": count, "timeout": timeout}).json()
+    )
     for result in results:
         if "sandbox" in result:
             print(result["sandbox"]["sandboxID"])
@@ -116,17 +117,13 @@ def fork(
 @reports_errors
 def recover(sandboxes: SandboxesArgument) -> None:
     """Bring back sandboxes that their timeout ended, paused, with their files. Prints each id."""
-    client = _client()
+    client = open_client()
 
     def act(sandbox: str) -> str:
         client.request("POST", f"/sandboxes/{sandbox}/recover")
         return sandbox
 
     _each(sandboxes, act)
-
-
-def _client() -> Client:
-    return Client(reach(load_config()))
 
 
 def _each(subjects: list[str], act: Callable[[str], str]) -> None:

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from firebrick.cli.client import Client, reach
+from firebrick.cli.client import open_client
 from firebrick.cli.console import reports_errors, table
-from firebrick.config import load_config
 
 
 @reports_errors
@@ -18,7 +17,7 @@ def why(
 ) -> None:
     """Tell what happened to a sandbox: its steps with their times, pauses, end, and by whom. Without an id, list the
     latest ends and failed creates."""
-    client = Client(reach(load_config()))
+    client = open_client()
     if sandbox is None:
         endings = client.request("GET", "/sandboxes/endings").json()
         if as_json:
