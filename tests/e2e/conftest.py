@@ -12,7 +12,7 @@ from tests.lab.whole import INSTANCE_VARIABLE, fill_shelf, whole_instance
 from tests.support.instance import Instance, instance
 from tests.support.runtimes import missing_runtime
 from tests.support.sdk_calls import calls_recorded, merge
-from tests.support.wait import SLOWNESS
+from tests.support.wait import LIFETIME_S
 
 CALLED: dict[str, set[str]] = {}
 """{runtime: methods of the SDK that tests which passed have called}."""
@@ -42,7 +42,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Instance]:
 @pytest.fixture
 def box(running: Instance) -> Iterator[Sandbox]:
     """A fresh sandbox of the base template, through the official SDK."""
-    with Sandbox.create(timeout=int(120 * SLOWNESS), **running.sdk) as sandbox:
+    with Sandbox.create(timeout=LIFETIME_S, **running.sdk) as sandbox:
         yield sandbox
 
 

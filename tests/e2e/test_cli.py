@@ -7,11 +7,13 @@ from e2b import Sandbox
 
 from tests.support.instance import UP_TIMEOUT_S, Instance, instance
 from tests.support.runtimes import missing_runtime
+from tests.support.wait import LIFETIME_S
 
 
 def test_sandbox_commands(running: Instance) -> None:
     """create, list, exec, logs and kill do what docker's users expect."""
-    box = running.firebrick("sandbox", "create", "--timeout", "120", "-e", "A=1", "-l", "who=me").stdout.strip()
+    asked = ["--timeout", str(LIFETIME_S), "-e", "A=1", "-l", "who=me"]
+    box = running.firebrick("sandbox", "create", *asked).stdout.strip()
     assert running.firebrick("sandbox", "list", "-q").stdout.split() == [box]
     shown = running.firebrick("sandbox", "list").stdout
     assert box in shown
@@ -75,13 +77,13 @@ def test_down_leaves_what_is_paused() -> None:
     if why := missing_runtime("container"):
         pytest.skip(f"NOT RUN: {why}")
     with instance(runtime="container", warm_count="0") as own:
-        box = Sandbox.create(timeout=120, **own.sdk)
+        box = Sandbox.create(timeout=LIFETIME_S, **own.sdk)
         box.files.write("/home/user/note", "kept")
         assert box.pause()
-        Sandbox.create(timeout=120, **own.sdk)
+        Sandbox.create(timeout=LIFETIME_S, **own.sdk)
         assert own.firebrick("down").stdout == "Stopped. 1 sandboxes ended.\n"
         own.firebrick("up", "--detach", timeout_s=UP_TIMEOUT_S)
         listed = own.firebrick("sandbox", "list", "-q").stdout.split()
-        again = Sandbox.connect(box.sandbox_id, timeout=120, **own.sdk)
+        again = Sandbox.connect(box.sandbox_id, timeout=LIFETIME_S, **own.sdk)
         assert (listed, again.files.read("/home/user/note")) == ([box.sandbox_id], "kept")
         assert again.kill()

@@ -6,7 +6,7 @@ import pytest
 from e2b import CommandExitException, Sandbox
 
 from tests.support.instance import Instance
-from tests.support.wait import wait_for_sync
+from tests.support.wait import SLOWNESS, wait_for_sync
 
 # What eats, and what is printed once there is nothing left to eat; a hog that is ended as a whole prints no more.
 HOGS = {
@@ -45,7 +45,7 @@ def test_a_sandbox_answers_at_its_limits(box: Sandbox, name: str) -> None:
         if mark in printed:
             break
     for _ in range(3):
-        assert box.commands.run("true", timeout=60).exit_code == 0
+        assert box.commands.run("true", timeout=60 * SLOWNESS).exit_code == 0
     assert box.files.read("/home/user/precious") == "kept"
     box.files.write("/dev/shm/note", "written")
     assert box.files.read("/dev/shm/note") == "written"

@@ -6,6 +6,7 @@ from typing import Any
 from e2b import AsyncSandbox, FilesystemEvent, FilesystemEventType, Sandbox
 
 from tests.support.instance import Instance
+from tests.support.wait import LIFETIME_S, SLOWNESS
 
 
 def told(events: list[FilesystemEvent]) -> list[str]:
@@ -34,7 +35,7 @@ def test_a_watch_sees_the_sdk_and_the_guests_programs(box: Sandbox) -> None:
 async def test_a_watch_streams_to_the_end(running: Instance) -> None:
     """The async SDK is called back for every event of a burst, and told when the sandbox has gone."""
     options: dict[str, Any] = running.sdk
-    sandbox = await AsyncSandbox.create(timeout=120, **options)
+    sandbox = await AsyncSandbox.create(timeout=LIFETIME_S, **options)
     names: set[str] = set()
     complete = asyncio.Event()
     ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -48,9 +49,9 @@ async def test_a_watch_streams_to_the_end(running: Instance) -> None:
     try:
         await sandbox.files.watch_dir("/home/user", on_event=take, on_exit=ended.set_result, timeout=0)
         await sandbox.commands.run("for i in $(seq 2000); do : > f$i; done")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(60 * SLOWNESS):
             await complete.wait()
     finally:
         await sandbox.kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(60 * SLOWNESS):
         assert isinstance(await ended, Exception)

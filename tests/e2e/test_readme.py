@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.support.instance import Instance
+from tests.support.wait import SLOWNESS
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -15,7 +16,7 @@ def test_program_of_the_readme(running: Instance) -> None:
     program = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert program
     done = subprocess.run(
-        [sys.executable, "-c", program.group(1)], env=running.env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program.group(1)], env=running.env, capture_output=True, text=True, timeout=60 * SLOWNESS
     )
     assert done.returncode == 0, done.stderr
     uname, identity, answer, _, last = done.stdout.splitlines()

@@ -4,7 +4,7 @@ import httpx
 from e2b import PtySize, Sandbox
 
 from tests.support.instance import Instance
-from tests.support.wait import wait_for_sync
+from tests.support.wait import LIFETIME_S, wait_for_sync
 
 
 def test_a_second_stream_joins_a_command(box: Sandbox) -> None:
@@ -52,8 +52,8 @@ def test_network_rules_are_replaced_while_it_runs(box: Sandbox) -> None:
 
 def test_the_old_name_of_pause_works(running: Instance) -> None:
     """beta_pause pauses; connect brings it back."""
-    with Sandbox.create(timeout=60, **running.sdk) as box:
+    with Sandbox.create(timeout=LIFETIME_S, **running.sdk) as box:
         box.beta_pause()
         assert not box.is_running()
-        Sandbox.connect(box.sandbox_id, timeout=60, **running.sdk)
+        Sandbox.connect(box.sandbox_id, timeout=LIFETIME_S, **running.sdk)
         assert box.commands.run("echo back").stdout == "back\n"

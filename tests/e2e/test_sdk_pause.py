@@ -5,7 +5,7 @@ from typing import Any
 from e2b import Sandbox
 
 from tests.support.instance import Instance
-from tests.support.wait import wait_for_sync
+from tests.support.wait import LIFETIME_S, SLOWNESS, wait_for_sync
 
 
 def detail(running: Instance, box: Sandbox) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def test_what_comes_from_a_snapshot_is_its_own(running: Instance, box: Sandbox) 
     snapshot = box.create_snapshot(name="e2e-snap")
     assert snapshot.snapshot_id == "default/e2e-snap:default"
     box.files.write("/home/user/mark", "now")
-    children = [Sandbox.create("e2e-snap", timeout=120, **running.sdk) for _ in range(2)]
-    forks = [item for item in box.fork(count=2, timeout=120) if isinstance(item, Sandbox)]
+    children = [Sandbox.create("e2e-snap", timeout=LIFETIME_S, **running.sdk) for _ in range(2)]
+    forks = [item for item in box.fork(count=2, timeout=LIFETIME_S) if isinstance(item, Sandbox)]
     try:
         assert [child.files.read("/home/user/mark") for child in children] == ["then", "then"]
         assert [fork.files.read("/home/user/mark") for fork in forks] == ["now", "now"]
@@ -73,22 +73,22 @@ def test_what_comes_from_a_snapshot_is_its_own(running: Instance, box: Sandbox) 
 
 def test_a_timeout_may_pause(running: Instance) -> None:
     """With on_timeout pause a sandbox is paused at its end; connect brings it back with its files."""
-    with Sandbox.create(timeout=2, lifecycle={"on_timeout": "pause"}, **running.sdk) as box:
+    with Sandbox.create(timeout=int(2 * SLOWNESS), lifecycle={"on_timeout": "pause"}, **running.sdk) as box:
         box.files.write("/home/user/mark", "kept")
         wait_for_sync(lambda: state(box) == "paused")
-        box.connect(timeout=120)
+        box.connect(timeout=LIFETIME_S)
         assert box.files.read("/home/user/mark") == "kept"
         assert box.get_info().lifecycle["on_timeout"] == "pause"
 
 
 def test_a_timeout_can_be_taken_back(running: Instance) -> None:
     """What a timeout ended is recovered by the command line, with its files."""
-    box = Sandbox.create(timeout=2, **running.sdk)
+    box = Sandbox.create(timeout=int(2 * SLOWNESS), **running.sdk)
     box.files.write("/home/user/mark", "kept")
     wait_for_sync(lambda: not box.is_running())
     wait_for_sync(lambda: running.firebrick("sandbox", "recover", box.sandbox_id, check=False).returncode == 0)
     assert detail(running, box)["keepsMemory"] is False
-    box.connect(timeout=120)
+    box.connect(timeout=LIFETIME_S)
     assert box.files.read("/home/user/mark") == "kept"
     box.kill()
 

@@ -3,7 +3,7 @@
 import pytest
 from e2b import CommandExitException, PtySize, Sandbox
 
-from tests.support.wait import wait_for_sync
+from tests.support.wait import SLOWNESS, wait_for_sync
 
 LINES = r"""
 sudo id -un => root
@@ -56,7 +56,7 @@ def test_a_killed_command_does_not_leave_root_behind(box: Sandbox) -> None:
 def test_sudo_has_a_terminal_where_its_caller_has(box: Sandbox) -> None:
     """A root shell in a PTY: job control works, the size is right, and the caller's terminal comes back."""
     shown = bytearray()
-    terminal = box.pty.create(PtySize(rows=33, cols=77), timeout=60)
+    terminal = box.pty.create(PtySize(rows=33, cols=77), timeout=60 * SLOWNESS)
     events = iter(terminal)
 
     def type_and_see(text: str, expected: bytes) -> None:

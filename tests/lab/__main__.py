@@ -19,7 +19,8 @@ from tests.lab.fleet import MAX_COUNT, MEMORY_MIB, Fleet, get_results, own_folde
 from tests.lab.outer import OuterFailed
 from tests.lab.root import CHECKOUT_INSIDE
 from tests.lab.shelf import CACHE_INSIDE
-from tests.lab.whole import INSTANCE_VARIABLE, SLOWNESS
+from tests.lab.whole import INSTANCE_VARIABLE, SLOWNESS, fill_shelf, whole_instance
+from tests.support import official_suite
 
 RESULTS = parts.CHECKOUT / "build" / "lab"
 TEST_TIMEOUT_S = 1200
@@ -70,6 +71,22 @@ def e2e(options: argparse.Namespace) -> int:
     pytest = [sys.executable, "-m", "pytest", "-o", f"timeout={TEST_TIMEOUT_S}", "-k", "firecracker"]
     env = {**os.environ, INSTANCE_VARIABLE: "1", "FIREBRICK_TEST_SLOWNESS": str(SLOWNESS)}
     return subprocess.run([*pytest, *(options.command or ["tests/e2e"])], cwd=parts.CHECKOUT, env=env).returncode
+
+
+def suite(options: argparse.Namespace) -> int:
+    """E2B's own suite of its Python SDK here, as clients of an instance on microVMs in a machine."""
+    folder = Path(options.command[0]) if options.command else Path()
+    if not (folder / "tests").is_dir():
+        print("lab: name the folder packages/python-sdk of a checkout of E2B's repository", file=sys.stderr)
+        return 2
+    fill_shelf()
+    with (
+        official_suite.prepared(folder) as place,
+        running_fleet(own_folder()) as found,
+        whole_instance(found.outers[0]) as instance,
+    ):
+        # One at a time: some have three sandboxes, which is what a machine holds.
+        return official_suite.run(place, instance, options.command[1:], slowness=SLOWNESS, at_once=1)
 
 
 def _inside(options: argparse.Namespace, words: list[str], env: Mapping[str, str] | None = None) -> int:
@@ -151,7 +168,7 @@ def _running() -> Fleet:
 def _parse(argv: list[str]) -> argparse.Namespace:
     """The command line. What follows the options of `run` and `test` is another program's, dashes and all."""
     command: list[str] = []
-    if argv and argv[0] in ("run", "test", "e2e"):
+    if argv and argv[0] in ("run", "test", "e2e", "suite"):
         own = 3 if argv[1:2] == ["--on"] else 1
         argv, command = argv[:own], argv[own:]
         if command in (["-h"], ["--help"]):
@@ -174,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(act=act)
     verb = verbs.add_parser("e2e", help=e2e.__doc__, usage="./dev lab e2e ARGUMENTS...")
     verb.set_defaults(act=e2e)
+    verb = verbs.add_parser("suite", help=suite.__doc__, usage="./dev lab suite DIRECTORY ARGUMENTS...")
+    verb.set_defaults(act=suite)
     verb = verbs.add_parser("put", help=put.__doc__)
     verb.add_argument("--on", default="", metavar="NAME")
     verb.add_argument("source", type=Path)

@@ -21,10 +21,14 @@ INSTANCE_VARIABLE = "FIREBRICK_TEST_INSTANCE_IN_LAB"
 DATA_DIR = Path("/var/lib/firebrick")
 API_PORT, EDGE_PORT = 3000, 3002
 SLOWNESS = 10
+CROWD_COUNT = 3
+"""What a machine of 4 GiB holds of the base template at once."""
 SETTINGS = {
     "HOST": "0.0.0.0",
     "PATIENCE": str(SLOWNESS),
     "SLOT_COUNT": "8",
+    "NETWORK_PREFIX": "10.111.0.0/16",
+    "RUNTIME": "firecracker",
     # Guests that nobody asked for would take the processor from those that a test waits for.
     "WARM_COUNT": "0",
 }
@@ -60,7 +64,13 @@ def whole_instance(outer: Outer, **settings: str) -> Iterator[Instance]:
     channel.shell(f"mkdir {DATA_DIR}; ln -s {shared} {DATA_DIR}")
     try:
         up = channel.run(
-            "firebrick", "up", "--detach", "--runtime", "firecracker", timeout_s=UP_TIMEOUT_S, cwd=CHECKOUT_INSIDE
+            "firebrick",
+            "up",
+            "--detach",
+            "--runtime",
+            env["FIREBRICK_RUNTIME"],
+            timeout_s=UP_TIMEOUT_S,
+            cwd=CHECKOUT_INSIDE,
         )
         if up.status != 0:
             logs = channel.shell(f"tail -n 20 {DATA_DIR}/log/*.log || true")
@@ -69,7 +79,9 @@ def whole_instance(outer: Outer, **settings: str) -> Iterator[Instance]:
         urls = {"E2B_API_URL": API_PORT, "E2B_SANDBOX_URL": EDGE_PORT}
         reached = {name: f"http://127.0.0.1:{outer.forward(port)}" for name, port in urls.items()}
         key = json.loads(channel.shell(f"cat {DATA_DIR}/credentials.json"))["api_key"]
-        yield Instance(data_dir=DATA_DIR, env={**clean_environ(), **reached, "E2B_API_KEY": key})
+        yield Instance(
+            data_dir=DATA_DIR, env={**clean_environ(), **env, **reached, "E2B_API_KEY": key}, crowd_count=CROWD_COUNT
+        )
     finally:
         down = channel.run("firebrick", "down", timeout_s=UP_TIMEOUT_S)
         if down.status != 0:

@@ -37,10 +37,16 @@ REQUEST_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """A running instance. `env` is the environment that makes `firebrick` and E2B's clients use it."""
+    """A running instance.
+
+    Fields:
+        env: the environment that makes `firebrick` and E2B's clients use it.
+        crowd_count: how many sandboxes of the base template tests may have in it at once.
+    """
 
     data_dir: Path
     env: dict[str, str]
+    crowd_count: int = 20
 
     @property
     def api_url(self) -> str:
@@ -60,7 +66,7 @@ class Instance:
         target = {"api_key": self.api_key, "api_url": self.api_url, "sandbox_url": self.sandbox_url}
         return target | {"request_timeout": REQUEST_TIMEOUT_S * SLOWNESS}
 
-    def firebrick(self, *args: str, check: bool = True, timeout_s: float = 120, **options: Any) -> Any:
+    def firebrick(self, *args: str, check: bool = True, timeout_s: float = 120 * SLOWNESS, **options: Any) -> Any:
         """Run the CLI as a user does, in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "firebrick.cli", *args],

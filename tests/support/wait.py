@@ -9,6 +9,8 @@ from typing import Any
 
 SLOWNESS = float(os.environ.get("FIREBRICK_TEST_SLOWNESS", "10" if "FIREBRICK_IN_LAB" in os.environ else "1"))
 """How much longer everything may take here than on hardware: 10 in an emulated machine."""
+LIFETIME_S = int(300 * SLOWNESS)
+"""Of a sandbox that a test ends itself."""
 CEILING_S = 20.0
 POLL_S = 0.005
 
