@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
+from firebrick.blobs.manifest import Manifest, StoredFile, encode_manifest
 from firebrick.catalog.base import Route, Tombstone, Waker
 from firebrick.clock import Clock
 from firebrick.model.egress import Egress
-from firebrick.model.errors import NoCapacity, NotFound, Unavailable, WrongState
+from firebrick.model.errors import MemoryRefused, NoCapacity, NotFound, Unavailable, WrongState
 from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import ExitCause, RuntimeName
 from firebrick.rpc.node_api import (
+    ImportedSnapshot,
+    ImportSnapshot,
     LogEntry,
     NodeDescription,
     NodeSandbox,
@@ -21,6 +24,11 @@ from firebrick.rpc.node_api import (
     SandboxExit,
     SandboxUsage,
     StartSandbox,
+)
+
+_EMPTY_DISK = StoredFile(name="disk", size_bytes=1 << 20, chunks=())
+EMPTY_ARCHIVE = (
+    encode_manifest(Manifest(name="", stored_bytes=0, chunk_bytes=1 << 20, about={}, files=(_EMPTY_DISK,))),
 )
 
 
@@ -38,6 +46,10 @@ class FakeNode:
         self.kept: dict[SandboxId, NodeSandbox] = {}
         """Paused ones and those in the grace bin."""
         self.snapshots: dict[SnapshotId, NodeSnapshot] = {}
+        self.archives: dict[SnapshotId, tuple[bytes, ...]] = {}
+        """The parts of those that came from elsewhere; the others are of an empty disk."""
+        self.memory_refusal = ""
+        """Why nothing goes on from a snapshot's memory here."""
         self.egress: dict[SandboxId, Egress] = {}
         self.can_freeze = True
         self.requests: dict[SandboxId, StartSandbox] = {}
@@ -98,6 +110,8 @@ class FakeNode:
             raise WrongState("It is paused here.")
         if request.snapshot_id is not None and request.snapshot_id not in self.snapshots:
             raise NotFound("There is no such snapshot here.")
+        if request.snapshot_id is not None and self.memory_refusal and request.keep_memory:
+            raise MemoryRefused(self.memory_refusal)
         if request.sandbox_id not in self.running:
             self._run(request)
         self._leave("start_sandbox")
@@ -191,6 +205,28 @@ class FakeNode:
     async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
         self._enter("list_snapshots")
         return tuple(self.snapshots.values())
+
+    async def export_snapshot(self, snapshot_id: SnapshotId) -> AsyncIterator[bytes]:
+        self._enter("export_snapshot")
+        if snapshot_id not in self.snapshots:
+            raise NotFound("There is no such snapshot here.")
+        for part in self.archives.get(snapshot_id, EMPTY_ARCHIVE):
+            yield part
+        self._leave("export_snapshot")
+
+    async def import_snapshot(self, wanted: ImportSnapshot, parts: AsyncIterator[bytes]) -> ImportedSnapshot:
+        self._enter("import_snapshot")
+        if wanted.snapshot_id not in self.snapshots:
+            self.archives[wanted.snapshot_id] = tuple([part async for part in parts])
+            self.snapshots[wanted.snapshot_id] = NodeSnapshot(
+                snapshot_id=wanted.snapshot_id, build_id=wanted.build_id, runtime=wanted.runtime,
+                keeps_memory=wanted.keeps_memory, disk_bytes=4, stored_bytes=None, created_at=self._clock.now(),
+            )  # fmt: skip
+        self._leave("import_snapshot")
+        return ImportedSnapshot(
+            snapshot=self.snapshots[wanted.snapshot_id],
+            memory_refusal=self.memory_refusal if wanted.keeps_memory else "",
+        )
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:
         self._enter("list_sandboxes")

@@ -17,6 +17,7 @@ from firebrick.api import (
     sandbox_observations,
     sandbox_pauses,
     sandboxes,
+    snapshot_archives,
     snapshots,
     team_metrics,
     templates,
@@ -77,7 +78,7 @@ def _build() -> FastAPI:
         health.router, autopsies.router, sandbox_lists.router, sandbox_observations.router, team_metrics.router,
         sandboxes.router, sandbox_network.router, sandbox_pauses.router, templates.router,
         owners.user_router, owners.key_router, admin.router,
-        not_available.router, snapshots.router,
+        not_available.router, snapshot_archives.router, snapshots.router,
     ):  # fmt: skip
         app.include_router(router)
     install_error_handlers(app)

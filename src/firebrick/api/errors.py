@@ -26,6 +26,7 @@ from firebrick.model.errors import (
     Internal,
     Invalid,
     LimitExceeded,
+    MemoryRefused,
     NoCapacity,
     NotFound,
     Unauthenticated,
@@ -78,9 +79,10 @@ ERROR_CODE: dict[type[FirebrickError], str] = {
     NoCapacity: "sandbox_capacity_unavailable",
     DiskFull: "disk_full",
     DeadlineExceeded: "sandbox_placement_timeout",
+    MemoryRefused: "snapshot_memory_refused",
     GuestStillUnresponsive: "sandbox_snapshot_guest_agent_unresponsive",
 }
-"""E2B's own codes, where it has one for the case, and one of ours."""
+"""E2B's own codes, where it has one for the case, and some of ours."""
 
 
 def status_of(error: FirebrickError) -> int:

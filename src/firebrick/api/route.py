@@ -2,6 +2,7 @@
 said. A test walks the whole router and holds that.
 
     authenticated   somebody acts for a team: a key, a user with X-Team-ID, the operator with X-Team-ID
+    streamed        likewise, and the body is read while it comes
     managed         the same without keys: for what a leaked key must not do
     user            a user, of whatever team
     admin           the operator
@@ -69,6 +70,10 @@ class GuardedRoute(APIRoute):
         """Raises Unauthenticated, Forbidden."""
         raise AssertionError("each kind of route says who may use it")
 
+    async def with_body(self, request: Request) -> Request:
+        """The request as its handler gets it. Raises TooLarge."""
+        return await _bounded(request)
+
     def get_route_handler(self) -> Handler:
         handler = super().get_route_handler()
 
@@ -79,7 +84,7 @@ class GuardedRoute(APIRoute):
             team_id = caller.team.team_id if caller.team is not None else ""
             with bound(team_id=team_id), acting(ActingFor(actor=caller.actor)) as acted:
                 if request.method in READING:
-                    return await handler(await _bounded(request))
+                    return await handler(await self.with_body(request))
                 return await self._audited(request, handler, control, team_id, acted)
 
         return guarded
@@ -89,7 +94,7 @@ class GuardedRoute(APIRoute):
     ) -> Response:
         outcome = "internal"
         try:
-            response = await handler(await _bounded(request))
+            response = await handler(await self.with_body(request))
             outcome = OK if response.status_code < 400 else str(response.status_code)
             return response
         except (FirebrickError, RequestValidationError, HTTPException) as exc:
@@ -106,6 +111,13 @@ class GuardedRoute(APIRoute):
 class AuthenticatedRoute(GuardedRoute):
     async def identify(self, control: ControlPlane, given: Credentials) -> Caller:
         return await control.identity.team_caller(given)
+
+
+class StreamedRoute(AuthenticatedRoute):
+    """Its handler reads the body itself, piece by piece, and bounds it."""
+
+    async def with_body(self, request: Request) -> Request:
+        return request
 
 
 class ManagedRoute(GuardedRoute):
@@ -168,6 +180,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _SCHEMES: dict[type[GuardedRoute], tuple[Any, ...]] = {
     AuthenticatedRoute: (_key_scheme, _bearer_scheme, _admin_scheme),
+    StreamedRoute: (_key_scheme, _bearer_scheme, _admin_scheme),
     ManagedRoute: (_bearer_scheme, _admin_scheme),
     UserRoute: (_bearer_scheme,),
     AdminRoute: (_admin_scheme,),

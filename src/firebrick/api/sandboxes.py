@@ -14,7 +14,7 @@ from firebrick.api.route import ControlOf, TeamOf, authenticated_router
 from firebrick.api.sandbox_network import checked_network
 from firebrick.api.wire import WireResponse, answer, wire_detail, wire_sandbox
 from firebrick.control.plane import ControlPlane
-from firebrick.control.sandboxes import Idempotency, NewSandbox, hash_body
+from firebrick.control.sandboxes import MEMORY_KEY, Idempotency, NewSandbox, hash_body
 from firebrick.model.errors import Invalid
 from firebrick.model.sandbox import OnTimeout, Sandbox
 
@@ -64,6 +64,7 @@ def _wish(body: schemas.NewSandboxV2, *, secure: bool) -> NewSandbox:
         auto_pause_memory=body.autoPauseMemory is not False,
         auto_resume=does_resume,
         idle_timeout_s=idle_timeout_of(metadata),
+        keep_memory=keeps_memory(metadata),
         network=None
         if body.network is None
         else checked_network(body.network, allow_internet_access=body.allow_internet_access, secure=secure),
@@ -81,6 +82,14 @@ def idle_timeout_of(metadata: Mapping[str, str]) -> int | None:
     if not text.isascii() or not text.isdecimal() or not IDLE_LEAST_S <= int(text[:9]) <= IDLE_MOST_S:
         raise Invalid(f"metadata {IDLE_TIMEOUT_KEY}: whole seconds from {IDLE_LEAST_S} to {IDLE_MOST_S}")
     return int(text)
+
+
+def keeps_memory(metadata: Mapping[str, str]) -> bool:
+    """Whether what is created from a snapshot with memory goes on from that. Raises Invalid."""
+    text = metadata.get(MEMORY_KEY, "true")
+    if text not in ("true", "false"):
+        raise Invalid(f"metadata {MEMORY_KEY}: true or false")
+    return text == "true"
 
 
 def sandbox_answer(control: ControlPlane, sandbox: Sandbox, status: int) -> WireResponse:

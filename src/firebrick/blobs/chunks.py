@@ -10,13 +10,9 @@ anybody put within the grace.
 """
 
 import asyncio
-import hashlib
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -25,15 +21,23 @@ from typing import Any
 import zstandard
 
 from firebrick.blobs.base import BlobMissing, BlobStore
+from firebrick.blobs.manifest import (
+    CHUNKS,
+    Chunk,
+    DamagedBlob,
+    Manifest,
+    StoredFile,
+    decode_manifest,
+    encode_manifest,
+    sum_of,
+)
 from firebrick.clock import Clock
 from firebrick.linux.loop import data_extents
-from firebrick.model.errors import Internal
 
 CHUNK_BYTES = 1 << 20
 """Of new files (benchmarks/chunks.py): larger store more of what did not change, smaller cost more keys, and neither is
 faster. A manifest says its own, so older ones stay readable when this changes."""
 
-CHUNK_BOUNDS_BYTES = (1 << 16, 1 << 24)
 LEVEL = 1
 """zstd's fastest: 490 MB/s of libraries on one core and 13 % larger than level 3, which does 320 MB/s."""
 
@@ -41,56 +45,7 @@ GRACE = timedelta(hours=1)
 AT_ONCE_COUNT = 4
 """Chunks in memory and in work at the same time."""
 
-VERSION = 2
-FIRST_FILE = "disk"
-"""What the only file of a manifest is called that was written before there could be several."""
-
-_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*(/[a-z0-9_][a-z0-9_.-]*)*\Z")
 _MANIFESTS = "manifests/"
-_CHUNKS = "chunks/"
-
-
-class DamagedBlob(Internal):
-    """A chunk or a manifest is missing or not what it was; the message names it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """`index`: its place, counted in chunks. `size_bytes`: unpacked."""
-
-    index: int
-    sha256: str
-    size_bytes: int
-
-    @property
-    def key(self) -> str:
-        return f"{_CHUNKS}{self.sha256[:2]}/{self.sha256}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile:
-    """`name`: a path relative to where it is loaded; `size_bytes` with holes."""
-
-    name: str
-    size_bytes: int
-    chunks: tuple[Chunk, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """`stored_bytes`: what this save added to the store, packed; `chunk_bytes`: where files were cut; `about`: the
-    owner's own."""
-
-    name: str
-    stored_bytes: int
-    chunk_bytes: int
-    files: tuple[StoredFile, ...]
-    about: dict[str, Any]
-
-    @property
-    def chunks(self) -> tuple[Chunk, ...]:
-        """Of all its files."""
-        return tuple(chunk for file in self.files for chunk in file.chunks)
 
 
 class ChunkStore:
@@ -126,7 +81,16 @@ class ChunkStore:
 
     async def manifest(self, name: str) -> Manifest:
         """Raises BlobMissing, DamagedBlob, BlobsFailed."""
-        return decode_manifest(name, await self._blobs.get(_MANIFESTS + name))
+        return (await self.stored(name))[0]
+
+    async def stored(self, name: str) -> tuple[Manifest, bytes]:
+        """A manifest, and the bytes that it is stored as. Raises BlobMissing, DamagedBlob, BlobsFailed."""
+        data = await self._blobs.get(_MANIFESTS + name)
+        return decode_manifest(name, data), data
+
+    async def packed(self, manifest: Manifest, chunk: Chunk) -> bytes:
+        """A chunk as it is stored, proven. Raises DamagedBlob, BlobsFailed."""
+        return (await self._read(manifest, chunk))[0]
 
     async def load(self, name: str, directory: Path) -> Manifest:
         """Write the files into a new directory, with their holes. Raises DamagedBlob, BlobMissing, BlobsFailed,
@@ -160,7 +124,7 @@ class ChunkStore:
             oldest_kept = self._clock.now() - self._grace
             # NOTE: chunks are listed before the manifests are read, so that of a save that ends between, the manifest
             # is seen; and what unfinished ones name is told by them.
-            listed = [info async for info in self._blobs.list(_CHUNKS) if info.modified_at < oldest_kept]
+            listed = [info async for info in self._blobs.list(CHUNKS) if info.modified_at < oldest_kept]
             marked: set[str] = set()
             for name in await self.names():
                 try:
@@ -196,7 +160,7 @@ class ChunkStore:
 
     async def _save_chunk(self, piece: tuple[int, bytes], named: set[str]) -> tuple[Chunk, int]:
         index, data = piece
-        digest = await asyncio.to_thread(_digest, data)
+        digest = await asyncio.to_thread(sum_of, data)
         chunk = Chunk(index=index, sha256=digest, size_bytes=len(data))
         # NOTE: named before it is looked for: a sweep that comes between leaves it alone.
         named.add(chunk.key)
@@ -210,14 +174,19 @@ class ChunkStore:
         return chunk, len(packed) if found is None else 0
 
     async def _load_chunk(self, manifest: Manifest, chunk: Chunk, descriptor: int) -> None:
+        _, data = await self._read(manifest, chunk)
+        await asyncio.to_thread(os.pwrite, descriptor, data, chunk.index * manifest.chunk_bytes)
+
+    async def _read(self, manifest: Manifest, chunk: Chunk) -> tuple[bytes, bytes]:
+        """A chunk, packed and unpacked. Raises DamagedBlob, BlobsFailed."""
         try:
             packed = await self._blobs.get(chunk.key)
         except BlobMissing as exc:
             raise DamagedBlob(f"The chunk {chunk.key} of '{manifest.name}' is missing.") from exc
-        data = await asyncio.to_thread(_unpack, packed, chunk.size_bytes)
-        if data is None or _digest(data) != chunk.sha256:
+        data = await asyncio.to_thread(proven, packed, chunk)
+        if data is None:
             raise DamagedBlob(f"The chunk {chunk.key} of '{manifest.name}' is damaged.")
-        await asyncio.to_thread(os.pwrite, descriptor, data, chunk.index * manifest.chunk_bytes)
+        return packed, data
 
 
 def _pieces(source: Path, chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -237,8 +206,10 @@ def _take(pieces: Iterator[tuple[int, bytes]]) -> Sequence[tuple[int, bytes]]:
     return list(islice(pieces, AT_ONCE_COUNT))
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def proven(packed: bytes, chunk: Chunk) -> bytes | None:
+    """The bytes of a chunk; None when they are not what its name and size say."""
+    data = _unpack(packed, chunk.size_bytes)
+    return data if data is not None and len(data) == chunk.size_bytes and sum_of(data) == chunk.sha256 else None
 
 
 def _pack(data: bytes) -> bytes:
@@ -248,54 +219,10 @@ def _pack(data: bytes) -> bytes:
 
 def _unpack(packed: bytes, size_bytes: int) -> bytes | None:
     try:
+        # NOTE: where a frame tells its size, the library takes that for the bound.
+        if zstandard.frame_content_size(packed) not in (-1, size_bytes):
+            return None
         data: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size_bytes)
         return data
     except zstandard.ZstdError:
         return None
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    """A line with the checksum of the rest, and the rest as JSON."""
-    rest = json.dumps(
-        {
-            "version": VERSION,
-            "stored_bytes": manifest.stored_bytes,
-            "chunk_bytes": manifest.chunk_bytes,
-            "files": [
-                {
-                    "name": file.name,
-                    "size_bytes": file.size_bytes,
-                    "chunks": [[chunk.index, chunk.sha256, chunk.size_bytes] for chunk in file.chunks],
-                }
-                for file in manifest.files
-            ],
-            "about": manifest.about,
-        }
-    ).encode()
-    return _digest(rest).encode() + b"\n" + rest
-
-
-def decode_manifest(name: str, data: bytes) -> Manifest:
-    """Raises DamagedBlob."""
-    checksum, _, rest = data.partition(b"\n")
-    try:
-        raw = json.loads(rest) if _digest(rest).encode() == checksum else None
-        least, most = CHUNK_BOUNDS_BYTES
-        if raw is None or raw["version"] not in (1, VERSION) or not least <= raw["chunk_bytes"] <= most:
-            raise ValueError("not a manifest of this version")
-        files = raw["files"] if raw["version"] == VERSION else [raw | {"name": FIRST_FILE}]
-        return Manifest(
-            name=name, stored_bytes=raw["stored_bytes"], chunk_bytes=raw["chunk_bytes"],
-            files=tuple(_stored_file(file) for file in files), about=raw["about"],
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as exc:
-        raise DamagedBlob(f"The manifest of '{name}' is damaged.", detail=str(exc)) from exc
-
-
-def _stored_file(raw: dict[str, Any]) -> StoredFile:
-    """Raises ValueError, KeyError, TypeError."""
-    # It becomes a path, and a manifest may come from elsewhere.
-    if not _NAME.match(raw["name"]):
-        raise ValueError("a file's name is no path below a directory")
-    chunks = tuple(Chunk(index=index, sha256=sha, size_bytes=size) for index, sha, size in raw["chunks"])
-    return StoredFile(name=raw["name"], size_bytes=raw["size_bytes"], chunks=chunks)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from firebrick import __version__, log
-from firebrick.cli import audit, doctor, drill, instance, owners, sandbox, setup, up, why
+from firebrick.cli import audit, doctor, drill, instance, owners, sandbox, setup, snapshot, up, why
 from firebrick.cli.console import out, reports_errors, table
 from firebrick.config import Config, load_config
 
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(setup.app, name="setup")
 app.command("up")(up.up)
 app.command("down")(instance.down)

@@ -1,6 +1,7 @@
 """The REST client of the CLI: E2B's endpoints, E2B's variables, this instance when none are set."""
 
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -11,6 +12,8 @@ from firebrick.supervisor.lifecycle import Credentials, credentials
 
 TIMEOUT_S = 60.0
 """For one answer; as long as the official SDK waits."""
+STREAM_TIMEOUT_S = 600.0
+"""For one piece, and for the answer to the last: a disk is checked before that."""
 
 
 def reach(config: Config) -> Credentials:
@@ -88,15 +91,25 @@ class Client:
             raise Unavailable(
                 f"Nothing answers at {self._target.api_url} ({exc}). Is it up? See `firebrick status`."
             ) from exc
-        if answer.is_success:
-            return answer
+        return _checked(answer)
+
+    def download(self, path: str, write: Callable[[bytes], object]) -> None:
+        """Give every piece of an answer's body to `write`. Raises as `request`, and when it breaks off."""
         try:
-            message = str(answer.json()["message"])
-        except (ValueError, KeyError, TypeError):
-            message = answer.text[:300]
-        if answer.status_code == 404:
-            raise NotFound(message)
-        raise ApiFailed(f"{answer.status_code}: {message}")
+            with self._http.stream("GET", path, timeout=STREAM_TIMEOUT_S) as answer:
+                if not answer.is_success:
+                    answer.read()
+                _checked(answer)
+                for piece in answer.iter_raw():
+                    write(piece)
+        except httpx.HTTPError as exc:
+            raise Unavailable(
+                f"{self._target.api_url} broke off ({exc}). The control plane's log tells why, unless it is down."
+            ) from exc
+
+    def upload(self, path: str, pieces: Iterator[bytes], **options: Any) -> httpx.Response:
+        """POST what comes, as it comes. Raises as `request`."""
+        return self.request("POST", path, content=pieces, timeout=STREAM_TIMEOUT_S, **options)
 
     def pages(self, path: str, params: dict[str, Any], *, limit: int) -> list[dict[str, Any]]:
         """Follow X-Next-Token until `limit` items or the end."""
@@ -113,3 +126,16 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    """Raises NotFound, ApiFailed."""
+    if answer.is_success:
+        return answer
+    try:
+        message = str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        message = answer.text[:300]
+    if answer.status_code == 404:
+        raise NotFound(message)
+    raise ApiFailed(f"{answer.status_code}: {message}")

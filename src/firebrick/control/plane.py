@@ -31,6 +31,7 @@ from firebrick.control.identity import IdentityService
 from firebrick.control.jwts import Jwts
 from firebrick.control.keys import KeyService
 from firebrick.control.listing import ListingService
+from firebrick.control.moving import MovingService
 from firebrick.control.networking import NetworkingService
 from firebrick.control.node_view import NodeService
 from firebrick.control.nodes import NodeDirectory
@@ -76,6 +77,7 @@ class ControlPlane:
         self.pausing = PauseService(platform, self.sandboxes)
         platform.catalog.waker = self._wake
         self.snapshots = SnapshotService(platform, self.sandboxes, self.autopsies)
+        self.moving = MovingService(platform, self.templates, self.audit, secrets.seal_seed)
         self.networking = NetworkingService(platform, self.sandboxes)
         self.listing = ListingService(platform)
         self.observations = ObservationService(platform, self.sandboxes, latest)

@@ -11,6 +11,7 @@ from firebrick.control.autopsy import AutopsyService
 from firebrick.control.platform import Platform
 from firebrick.control.routing import traffic_token
 from firebrick.control.templates import TemplateService
+from firebrick.control.workflows.sandbox_create import MEMORY_KEY as MEMORY_KEY
 from firebrick.control.workflows.sandbox_create import SandboxCreate, create_sandbox
 from firebrick.control.workflows.sandbox_kill import begin_end
 from firebrick.lifecycle.autopsy import told_end
@@ -44,7 +45,8 @@ class IdempotencyInProgress(WrongState):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSandbox:
-    """What a caller asks for. `env` may hold secrets, so it stays out of `repr`."""
+    """What a caller asks for. `env` may hold secrets, so it stays out of `repr`. `keep_memory` False: of a snapshot the
+    disk alone."""
 
     template: str
     timeout_s: int
@@ -57,6 +59,7 @@ class NewSandbox:
     auto_pause_memory: bool = True
     auto_resume: bool = False
     idle_timeout_s: int | None = None
+    keep_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +127,7 @@ class SandboxService:
             sandbox=sandbox,
             idempotency=record,
             only_node=None if snapshot is None else snapshot.node_id,
+            keep_memory=wish.keep_memory,
         )
         with bound(sandbox_id=sandbox.sandbox_id):
             try:

@@ -23,6 +23,8 @@ from firebrick.model.ids import SandboxId, TeamId
 SEED_NAME = "access-token.seed"
 ISSUER_SEED_NAME = "jwt-issuer.seed"
 """The private key (Ed25519) behind the JWTs that we issue; a file of its own, so that it can be changed alone."""
+SEAL_SEED_NAME = "snapshot-seal.seed"
+"""What exported snapshots are sealed with. Instances that have the same take each other's from any team's key."""
 ADMIN_TOKEN_PREFIX = "fba_"
 ADMIN_TOKEN = re.compile(r"[!-~]{16,256}\Z")
 SEED_BYTES = 32
@@ -56,13 +58,16 @@ class Secrets:
     """What the control plane needs beside the seed of access tokens."""
 
     issuer_seed: bytes = field(repr=False)
+    seal_seed: bytes = field(repr=False)
     admin_token: str = field(repr=False)
 
 
 def load_secrets(config: Config) -> Secrets:
-    """Read both, or make them at the first start."""
+    """Read them, or make them at the first start."""
     return Secrets(
-        issuer_seed=load_seed(config.data_dir / ISSUER_SEED_NAME), admin_token=load_admin_token(config.admin_token_file)
+        issuer_seed=load_seed(config.data_dir / ISSUER_SEED_NAME),
+        seal_seed=load_seed(config.data_dir / SEAL_SEED_NAME),
+        admin_token=load_admin_token(config.admin_token_file),
     )
 
 

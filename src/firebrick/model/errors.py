@@ -6,6 +6,7 @@
     ├── Forbidden          known, but not allowed                     403
     ├── NotFound           absent, or another team's                  404
     ├── WrongState         the object is in a state that forbids it   409
+    │   └── MemoryRefused  nothing goes on from saved memory here     409
     ├── AlreadyExists                                                 409
     ├── Conflict           a stale generation                         409
     ├── LimitExceeded      a quota of the caller's                    429
@@ -53,6 +54,10 @@ class WrongState(FirebrickError):
     code = "wrong_state"
 
 
+class MemoryRefused(WrongState):
+    code = "memory_refused"
+
+
 class AlreadyExists(FirebrickError):
     code = "already_exists"
 
@@ -97,7 +102,7 @@ class Internal(FirebrickError):
 BY_CODE: dict[str, type[FirebrickError]] = {
     kind.code: kind
     for kind in (
-        Invalid, Unauthenticated, Forbidden, NotFound, WrongState, AlreadyExists, Conflict,
+        Invalid, Unauthenticated, Forbidden, NotFound, WrongState, MemoryRefused, AlreadyExists, Conflict,
         LimitExceeded, RateExceeded, NoCapacity, DiskFull, Unavailable, DeadlineExceeded, Internal,
     )
 }  # fmt: skip

@@ -10,7 +10,7 @@ import grpc
 
 from firebrick.linux.space import is_out_of_space
 from firebrick.log import get_log
-from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid
+from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid, Unavailable
 from firebrick.model.ids import SandboxId, SnapshotId, is_sandbox_id, is_snapshot_id
 from firebrick.rpc import convert
 from firebrick.rpc import node_pb2 as pb
@@ -65,6 +65,32 @@ class NodeService(NodeServicer):  # type: ignore[misc]
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Any) -> pb.ListSnapshotsResponse:
         found = await _ask(context, self._node.list_snapshots())
         return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(snapshot) for snapshot in found])
+
+    async def ExportSnapshot(self, request: pb.ExportSnapshotRequest, context: Any) -> AsyncIterator[pb.SnapshotPart]:
+        snapshot_id = await _check_snapshot_id(context, request.snapshot_id)
+        parts = self._node.export_snapshot(snapshot_id)
+        while (part := await _ask(context, anext(parts, None))) is not None:
+            yield pb.SnapshotPart(data=part)
+
+    async def ImportSnapshot(
+        self, steps: AsyncIterator[pb.ImportSnapshotRequest], context: Any
+    ) -> AsyncIterator[pb.ImportSnapshotAnswer]:  # fmt: skip
+        first = await anext(steps, None)
+        try:
+            wanted = convert.import_from_wire(first.head if first is not None else pb.ImportSnapshotHead())
+        except ValueError as exc:
+            await _refuse(context, Invalid(f"The import of a snapshot names what this node does not know: {exc}."))
+        await _check_snapshot_id(context, wanted.snapshot_id)
+        outcome = await _tried(self._node.import_snapshot(wanted, _parts(steps)))
+        if isinstance(outcome, FirebrickError):
+            log.warning("rpc.refused", code=outcome.code, message=outcome.message, detail=outcome.detail)
+            refusal = pb.Refusal(code=outcome.code, message=outcome.message)
+            yield pb.ImportSnapshotAnswer(refusal=refusal)
+            # NOTE: a call that ends while its caller still sends fails there as broken, whatever was answered.
+            async for _ in steps:
+                pass
+        else:
+            yield pb.ImportSnapshotAnswer(imported=convert.imported_to_wire(outcome))
 
     async def KillSandbox(self, request: pb.KillSandboxRequest, context: Any) -> pb.KillSandboxResponse:
         killing = self._node.kill_sandbox(SandboxId(request.sandbox_id), keep_disk=request.keep_disk)
@@ -133,19 +159,36 @@ class NodeServer:
             self._socket.unlink(missing_ok=True)
 
 
+async def _parts(steps: AsyncIterator[pb.ImportSnapshotRequest]) -> AsyncIterator[bytes]:
+    """Raises Unavailable: whoever sent them has gone before the end."""
+    async for step in steps:
+        if step.is_whole:
+            return
+        yield step.part.data
+    raise Unavailable("The snapshot stopped coming before its end.")
+
+
 async def _ask(context: Any, asking: Awaitable[Answer]) -> Answer:
+    outcome = await _tried(asking)
+    if isinstance(outcome, FirebrickError):
+        await _refuse(context, outcome)
+    return outcome
+
+
+async def _tried(asking: Awaitable[Answer]) -> Answer | FirebrickError:
+    """What it answers, or what its caller is told instead."""
     try:
         return await asking
     except FirebrickError as exc:
-        await _refuse(context, told(exc))
+        return told(exc)
     except asyncio.CancelledError:
         raise
     except Exception as exc:
         if is_out_of_space(exc):
-            await _refuse(context, told(exc))
+            return told(exc)
         # Task root of a request: the caller gets our error, the log gets the chain.
         log.exception("rpc.failed")
-        await _refuse(context, Internal("The node agent failed; its log tells why.", detail=repr(exc)))
+        return Internal("The node agent failed; its log tells why.", detail=repr(exc))
 
 
 def told(failure: Exception) -> FirebrickError:

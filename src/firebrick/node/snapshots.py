@@ -10,27 +10,31 @@ wait for chunks. What a rename has not finished is removed by `open`, which also
 
 import asyncio
 import json
-import os
 import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from firebrick.blobs.base import BlobMissing
 from firebrick.blobs.chunks import ChunkStore
 from firebrick.blobs.local import LocalBlobs
+from firebrick.blobs.manifest import DamagedBlob, data_bytes
+from firebrick.blobs.moving import parts_of, write_files
 from firebrick.linux.space import is_out_of_space
 from firebrick.log import get_log
-from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid, NotFound
-from firebrick.model.ids import BuildId, SandboxId, SnapshotId, is_snapshot_id
+from firebrick.model.errors import DiskFull, FirebrickError, Internal, Invalid, MemoryRefused, NotFound
+from firebrick.model.ids import BuildId, SnapshotId, is_snapshot_id
 from firebrick.model.machine import Limits, RuntimeName
+from firebrick.node.capacity import has_room, read_facts
 from firebrick.node.drivers import NodeDrivers
 from firebrick.node.machine import DiskSource
-from firebrick.node.records import MachineRecord, flush_directory, from_us, to_us
+from firebrick.node.records import MachineRecord, flush_directory
 from firebrick.node.saved_memory import SavedMemory, keeper_of, memory_bytes, memory_of
+from firebrick.node.snapshot_arrival import arriving
+from firebrick.node.snapshot_records import MemoryOrigin, SnapshotRecord, decode_record, encode_record, write_record
 from firebrick.node.task_owner import TaskOwner
-from firebrick.rpc.node_api import NodeSnapshot, StartSandbox
+from firebrick.rpc.node_api import ImportedSnapshot, ImportSnapshot, NodeSnapshot, StartSandbox
 from firebrick.runtimes.base import Capability
 
 STORE_DELAY_S = 3.0
@@ -38,32 +42,10 @@ STORE_DELAY_S = 3.0
 
 RETRY_S = 60.0
 LOOK_S = 300.0
+MIB = 1 << 20
 LOCAL_FOR = timedelta(hours=1)
 
 log = get_log("node")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryOrigin:
-    """Whose memory a snapshot has: what its guest agent answers to, and the limits that the machine had."""
-
-    sandbox_id: SandboxId | None
-    control_token: str = field(repr=False)
-    limits: Limits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotRecord:
-    """`disk_bytes`: what all its files hold. `stored_bytes` None: not stored yet. `memory` None: it has only a disk."""
-
-    snapshot_id: SnapshotId
-    build_id: BuildId
-    runtime: RuntimeName
-    disk_mib: int
-    disk_bytes: int
-    created_at: datetime
-    stored_bytes: int | None = None
-    memory: MemoryOrigin | None = None
 
 
 class Snapshots:
@@ -105,28 +87,73 @@ class Snapshots:
 
         Raises: DiskFull — the disk is full; whatever `capture` raises. Then nothing of it is left.
         """
+        origin = MemoryOrigin(
+            sandbox_id=machine.sandbox_id, control_token=machine.control_token, limits=machine.limits
+        )  # fmt: skip
+
+        async def whose(place: Path) -> MemoryOrigin | None:
+            return origin if await capture(place) else None
+
+        draft = self._draft(snapshot_id, machine.build_id, machine.runtime, machine.limits)
+        return _described(await self._make(draft, whose))
+
+    async def take_in(self, wanted: ImportSnapshot, parts: AsyncIterator[bytes]) -> ImportedSnapshot:
+        """Make it of what another node gave, or answer the one that is there. Raises: see `NodeClient`."""
+        self._drivers.images.image(wanted.build_id)
+
+        async def receive(place: Path) -> MemoryOrigin | None:
+            manifest, origin = arriving(await anext(parts, b""), wanted)
+            _check_room(place, data_bytes(manifest))
+            await write_files(manifest, parts, place)
+            return origin
+
+        draft = self._draft(wanted.snapshot_id, wanted.build_id, wanted.runtime, wanted.limits)
+        record = await self._make(draft, receive)
+        why = "" if record.memory is None else await self._memory_refusal(record, wanted.limits)
+        return ImportedSnapshot(snapshot=_described(record), memory_refusal=why)
+
+    async def give(self, snapshot_id: SnapshotId) -> AsyncIterator[bytes]:
+        """What `take_in` of another node takes. Raises: see `NodeClient`."""
+        async with self._lock(snapshot_id):
+            if (record := self._records.get(snapshot_id)) is None:
+                raise NotFound(f"The snapshot {snapshot_id} is not on this node.")
+            if record.stored_bytes is None:
+                await self._store_now(record)
+        try:
+            async for part in parts_of(self._chunks, snapshot_id):
+                yield part
+        except (BlobMissing, DamagedBlob) as exc:
+            if snapshot_id in self._records:
+                raise
+            raise NotFound(f"The snapshot {snapshot_id} was deleted meanwhile.") from exc
+
+    def _draft(
+        self, snapshot_id: SnapshotId, build_id: BuildId, runtime: RuntimeName, limits: Limits
+    ) -> SnapshotRecord:  # fmt: skip
+        """Before anything is known of its files."""
+        now = self._drivers.clock.now()
+        return SnapshotRecord(
+            snapshot_id=snapshot_id, build_id=build_id, runtime=runtime, disk_mib=limits.disk_mib, disk_bytes=0,
+            created_at=now,
+        )  # fmt: skip
+
+    async def _make(
+        self, draft: SnapshotRecord, fill: Callable[[Path], Awaitable[MemoryOrigin | None]]
+    ) -> SnapshotRecord:  # fmt: skip
+        """`fill` writes its files and tells whose memory is among them."""
+        snapshot_id = draft.snapshot_id
         async with self._lock(snapshot_id):
             if (known := self._records.get(snapshot_id)) is not None:
-                return _described(known)
+                return known
             place = self._root / "making" / snapshot_id
             try:
                 await asyncio.to_thread(_fresh, place)
-                has_memory = await capture(place)
+                origin = await fill(place)
                 # NOTE: a memory remembers its disk as it is: mended, it would be another.
-                if not has_memory and not self._writes_inside(machine.runtime):
+                if origin is None and not self._writes_inside(draft.runtime):
                     await self._drivers.rootfs.mend(place / "disk")
-                origin = MemoryOrigin(
-                    sandbox_id=machine.sandbox_id, control_token=machine.control_token, limits=machine.limits
-                )
-                record = SnapshotRecord(
-                    snapshot_id=snapshot_id,
-                    build_id=machine.build_id,
-                    runtime=machine.runtime,
-                    disk_mib=machine.limits.disk_mib,
-                    disk_bytes=(place / "disk").stat().st_blocks * 512 + memory_bytes(place),
-                    created_at=self._drivers.clock.now(),
-                    memory=origin if has_memory else None,
-                )
+                disk_bytes = (place / "disk").stat().st_blocks * 512 + memory_bytes(place)
+                record = replace(draft, disk_bytes=disk_bytes, memory=origin)
                 await asyncio.to_thread(self._commit, place, record)
             except BaseException as exc:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
@@ -141,12 +168,13 @@ class Snapshots:
             self._records[snapshot_id] = record
             self._used_at[snapshot_id] = record.created_at
         self._store_behind(snapshot_id)
-        return _described(record)
+        return record
 
     async def start_from(self, snapshot_id: SnapshotId, request: StartSandbox) -> tuple[StartSandbox, DiskSource]:
         """What a machine begins with to start as this snapshot, and the request that fits it.
 
-        Raises: NotFound; Invalid — another runtime was asked for; DamagedBlob — it cannot be read any more.
+        Raises: NotFound; Invalid — another runtime was asked for; MemoryRefused — its memory is wanted, and nothing
+        goes on from it here; DamagedBlob — it cannot be read any more.
         """
         record = self._records.get(snapshot_id)
         if record is None:
@@ -163,9 +191,10 @@ class Snapshots:
         disk = self._disk(snapshot_id)
         if record.memory is None:
             return request, DiskSource(path=disk)
-        why = await self._memory_refusal(record, limits) if request.keep_memory else ""
-        if why or not request.keep_memory:
-            return request, DiskSource(path=disk, is_clean=False, note=why)
+        if not request.keep_memory:
+            return request, DiskSource(path=disk, is_clean=False)
+        if why := await self._memory_refusal(record, limits):
+            raise MemoryRefused(why)
         memory = SavedMemory(
             directory=memory_of(disk.parent),
             control_token=record.memory.control_token,
@@ -209,18 +238,23 @@ class Snapshots:
                     record = self._records.get(snapshot_id)
                     if record is None or record.stored_bytes is not None:
                         return
-                    about = {"snapshot": json.loads(encode_record(record))}
-                    files = await asyncio.to_thread(_files_of, self._disk(snapshot_id).parent)
-                    manifest = await self._chunks.save(snapshot_id, files, about)
-                    stored = replace(record, stored_bytes=manifest.stored_bytes)
-                    await asyncio.to_thread(_write_record, self._root / "disks" / snapshot_id, stored)
-                    self._records[snapshot_id] = stored
-                log.info("snapshot.stored", snapshot_id=snapshot_id, stored_bytes=manifest.stored_bytes)
+                    await self._store_now(record)
                 return
             except (FirebrickError, OSError, ExceptionGroup) as exc:
                 # It is safe on this disk as it is; a full store may have room later.
                 log.warning("snapshot.not_stored", snapshot_id=snapshot_id, reason=repr(exc), retry_s=RETRY_S)
             pause_s = RETRY_S
+
+    async def _store_now(self, record: SnapshotRecord) -> None:
+        """Raises BlobsFailed, OSError, Internal."""
+        snapshot_id = record.snapshot_id
+        about = {"snapshot": json.loads(encode_record(record))}
+        files = await asyncio.to_thread(_files_of, self._disk(snapshot_id).parent)
+        manifest = await self._chunks.save(snapshot_id, files, about)
+        stored = replace(record, stored_bytes=manifest.stored_bytes)
+        await asyncio.to_thread(write_record, self._root / "disks" / snapshot_id, stored)
+        self._records[snapshot_id] = stored
+        log.info("snapshot.stored", snapshot_id=snapshot_id, stored_bytes=manifest.stored_bytes)
 
     async def _tidy(self) -> None:
         """Now and then: drop local files that nobody needs, and chunks that no snapshot names."""
@@ -262,7 +296,7 @@ class Snapshots:
         draft.rmdir()
 
     def _commit(self, place: Path, record: SnapshotRecord) -> None:
-        _write_record(place, record)
+        write_record(place, record)
         place.rename(self._root / "disks" / record.snapshot_id)
         flush_directory(self._root / "disks")
 
@@ -291,6 +325,15 @@ class Snapshots:
         return Capability.WRITES_INSIDE in self._drivers.runtimes[name].capabilities
 
 
+def _check_room(place: Path, wanted_bytes: int) -> None:
+    """For its files, and for their chunks, which may take as much again. Raises DiskFull."""
+    if not has_room(read_facts(place), 2 * (-(-wanted_bytes // MIB))):
+        raise DiskFull(
+            f"The disk of the node has no room for the {-(-wanted_bytes // MIB)} MiB of this snapshot and as much for "
+            "its chunks. Free space there, then try again."
+        )
+
+
 def _described(record: SnapshotRecord) -> NodeSnapshot:
     return NodeSnapshot(
         snapshot_id=record.snapshot_id,
@@ -314,45 +357,3 @@ def _files_of(directory: Path) -> dict[str, Path]:
 def _fresh(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700, parents=True)
-
-
-def _write_record(directory: Path, record: SnapshotRecord) -> None:
-    draft = directory / "snapshot.json.new"
-    with draft.open("w") as file:
-        file.write(encode_record(record))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(directory / "snapshot.json")
-    flush_directory(directory)
-
-
-def encode_record(record: SnapshotRecord) -> str:
-    return json.dumps(
-        {
-            "snapshot_id": record.snapshot_id,
-            "build_id": record.build_id,
-            "runtime": record.runtime,
-            "disk_mib": record.disk_mib,
-            "disk_bytes": record.disk_bytes,
-            "created_at_us": to_us(record.created_at),
-            "stored_bytes": record.stored_bytes,
-            "memory": None if record.memory is None else asdict(record.memory),
-        }
-    )
-
-
-def decode_record(text: str) -> SnapshotRecord:
-    """Raises ValueError, KeyError or TypeError for anything but a whole record."""
-    raw = json.loads(text)
-    # An older agent wrote none.
-    memory = raw.get("memory")
-    return SnapshotRecord(
-        snapshot_id=SnapshotId(raw["snapshot_id"]),
-        build_id=BuildId(raw["build_id"]),
-        runtime=RuntimeName(raw["runtime"]),
-        disk_mib=raw["disk_mib"],
-        disk_bytes=raw["disk_bytes"],
-        created_at=from_us(raw["created_at_us"]),
-        stored_bytes=raw["stored_bytes"],
-        memory=None if memory is None else MemoryOrigin(**memory | {"limits": Limits(**memory["limits"])}),
-    )

@@ -36,6 +36,8 @@ from firebrick.node.snapshots import Snapshots
 from firebrick.node.task_owner import TaskOwner
 from firebrick.node.template_memory import TemplateMemories
 from firebrick.rpc.node_api import (
+    ImportedSnapshot,
+    ImportSnapshot,
     LogEntry,
     NodeDescription,
     NodeSandbox,
@@ -271,6 +273,12 @@ class NodeAgent:
 
     async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
         return self._snapshots.list()
+
+    def export_snapshot(self, snapshot_id: SnapshotId) -> AsyncIterator[bytes]:
+        return self._snapshots.give(snapshot_id)
+
+    async def import_snapshot(self, wanted: ImportSnapshot, parts: AsyncIterator[bytes]) -> ImportedSnapshot:
+        return await self._snapshots.take_in(wanted, parts)
 
     async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
         entry = self._living(sandbox_id)

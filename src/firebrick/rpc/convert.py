@@ -11,6 +11,8 @@ from firebrick.model.ids import BuildId, MachineId, NodeId, SandboxId, SnapshotI
 from firebrick.model.machine import ExitCause, Limits, RuntimeName
 from firebrick.rpc import node_pb2 as pb
 from firebrick.rpc.node_api import (
+    ImportedSnapshot,
+    ImportSnapshot,
     LogEntry,
     NodeDescription,
     NodeSandbox,
@@ -87,17 +89,30 @@ def egress_from_wire(wire: pb.Egress) -> Egress:
     )
 
 
+def limits_to_wire(item: Limits) -> pb.Limits:
+    return pb.Limits(
+        millicpu=item.millicpu,
+        memory_mib=item.memory_mib,
+        disk_mib=item.disk_mib,
+        process_count=item.process_count,
+    )
+
+
+def limits_from_wire(wire: pb.Limits) -> Limits:
+    return Limits(
+        millicpu=wire.millicpu,
+        memory_mib=wire.memory_mib,
+        disk_mib=wire.disk_mib,
+        process_count=wire.process_count,
+    )
+
+
 def start_to_wire(item: StartSandbox) -> pb.StartSandboxRequest:
     return pb.StartSandboxRequest(
         sandbox_id=item.sandbox_id,
         template_id=item.template_id,
         build_id=item.build_id,
-        limits=pb.Limits(
-            millicpu=item.limits.millicpu,
-            memory_mib=item.limits.memory_mib,
-            disk_mib=item.limits.disk_mib,
-            process_count=item.limits.process_count,
-        ),
+        limits=limits_to_wire(item.limits),
         env=dict(item.env),
         metadata=dict(item.metadata),
         access_token=item.access_token,
@@ -113,12 +128,7 @@ def start_from_wire(wire: pb.StartSandboxRequest) -> StartSandbox:
         sandbox_id=SandboxId(wire.sandbox_id),
         template_id=TemplateId(wire.template_id),
         build_id=BuildId(wire.build_id),
-        limits=Limits(
-            millicpu=wire.limits.millicpu,
-            memory_mib=wire.limits.memory_mib,
-            disk_mib=wire.limits.disk_mib,
-            process_count=wire.limits.process_count,
-        ),
+        limits=limits_from_wire(wire.limits),
         env=dict(wire.env),
         metadata=dict(wire.metadata),
         access_token=wire.access_token,
@@ -215,6 +225,37 @@ def snapshot_from_wire(wire: pb.NodeSnapshot) -> NodeSnapshot:
         stored_bytes=wire.stored_bytes if wire.HasField("stored_bytes") else None,
         created_at=from_us(wire.created_at_us),
     )
+
+
+def import_to_wire(item: ImportSnapshot) -> pb.ImportSnapshotHead:
+    return pb.ImportSnapshotHead(
+        snapshot_id=item.snapshot_id,
+        build_id=item.build_id,
+        runtime=item.runtime,
+        limits=limits_to_wire(item.limits),
+        keeps_memory=item.keeps_memory,
+        data_bytes=item.data_bytes,
+    )
+
+
+def import_from_wire(wire: pb.ImportSnapshotHead) -> ImportSnapshot:
+    """Raises ValueError: a runtime that is not known here."""
+    return ImportSnapshot(
+        snapshot_id=SnapshotId(wire.snapshot_id),
+        build_id=BuildId(wire.build_id),
+        runtime=RuntimeName(wire.runtime),
+        limits=limits_from_wire(wire.limits),
+        keeps_memory=wire.keeps_memory,
+        data_bytes=wire.data_bytes,
+    )
+
+
+def imported_to_wire(item: ImportedSnapshot) -> pb.ImportedSnapshot:
+    return pb.ImportedSnapshot(snapshot=snapshot_to_wire(item.snapshot), memory_refusal=item.memory_refusal)
+
+
+def imported_from_wire(wire: pb.ImportedSnapshot) -> ImportedSnapshot:
+    return ImportedSnapshot(snapshot=snapshot_from_wire(wire.snapshot), memory_refusal=wire.memory_refusal)
 
 
 def usage_to_wire(item: SandboxUsage) -> pb.SandboxUsage:

@@ -12,6 +12,7 @@ _STATUS = {
     "forbidden": grpc.StatusCode.PERMISSION_DENIED,
     "not_found": grpc.StatusCode.NOT_FOUND,
     "wrong_state": grpc.StatusCode.FAILED_PRECONDITION,
+    "memory_refused": grpc.StatusCode.FAILED_PRECONDITION,
     "already_exists": grpc.StatusCode.ALREADY_EXISTS,
     "conflict": grpc.StatusCode.ABORTED,
     "limit_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -26,6 +27,11 @@ _STATUS = {
 
 def status_of(error: FirebrickError) -> grpc.StatusCode:
     return _STATUS[error.code]
+
+
+def error_from(code: str, message: str) -> FirebrickError:
+    """The error that a node told of in an answer."""
+    return BY_CODE.get(code, Unavailable)(message)
 
 
 def error_of(failure: grpc.aio.AioRpcError, what: str) -> FirebrickError:

@@ -127,6 +127,26 @@ class NodeSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportSnapshot:
+    """A snapshot of another node's, as this one shall have it. `data_bytes`: the most that its files may hold."""
+
+    snapshot_id: SnapshotId
+    build_id: BuildId
+    runtime: RuntimeName
+    limits: Limits
+    keeps_memory: bool
+    data_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedSnapshot:
+    """`memory_refusal`: why nothing goes on from its memory here, as a sentence; "": it has none, or it does."""
+
+    snapshot: NodeSnapshot
+    memory_refusal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxUsage:
     """One reading. `cpu_used_pct` is of one core, as E2B reports it: 200 means two cores busy."""
 
@@ -171,7 +191,8 @@ class NodeClient(Protocol):
         returns the same answer.
 
         Raises: NoCapacity — no slot, memory or disk free; NotFound — no such build or snapshot here; WrongState — it
-        is paused or kept here; Unavailable; Internal — it cannot start, nothing is left.
+        is paused or kept here; MemoryRefused — nothing goes on from the snapshot's memory here, and it was not given
+        up; Unavailable; Internal — it cannot start, nothing is left.
         """
         ...
 
@@ -224,6 +245,23 @@ class NodeClient(Protocol):
 
     async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
         """Every snapshot that can be started from here."""
+        ...
+
+    def export_snapshot(self, snapshot_id: SnapshotId) -> AsyncIterator[bytes]:
+        """Its manifest, then its chunks, packed (blobs/moving.py). A part that does not come within a minute ends it.
+
+        Raises: NotFound — it is not here, or is deleted meanwhile; NoCapacity — the disk is full, and it was not stored
+        yet; Unavailable; Internal — it cannot be read.
+        """
+        ...
+
+    async def import_snapshot(self, wanted: ImportSnapshot, parts: AsyncIterator[bytes]) -> ImportedSnapshot:
+        """Take in what `export_snapshot` of another node gave; what `parts` raises is raised. Repeating it with the
+        same `snapshot_id` returns the first answer.
+
+        Raises: Invalid — it is damaged, cut off, or another than was said; NotFound — no such build here; NoCapacity —
+        no room on the disk; Unavailable; Internal. In each case nothing is left of it.
+        """
         ...
 
     async def list_sandboxes(self) -> tuple[NodeSandbox, ...]:

@@ -1,5 +1,6 @@
 """`NodeClient` over gRPC: deadlines on every call, reconnects by itself, raises the classes that the node raised."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
@@ -10,8 +11,10 @@ from firebrick.model.errors import Unavailable
 from firebrick.model.ids import SandboxId, SnapshotId
 from firebrick.rpc import convert
 from firebrick.rpc import node_pb2 as pb
-from firebrick.rpc.errors import error_of
+from firebrick.rpc.errors import error_from, error_of
 from firebrick.rpc.node_api import (
+    ImportedSnapshot,
+    ImportSnapshot,
     LogEntry,
     NodeDescription,
     NodeSandbox,
@@ -43,6 +46,8 @@ KILL_S = 20.0
 PAUSE_S = 120.0
 SNAPSHOT_S = 300.0
 READ_S = 5.0
+PART_S = 60.0
+"""For one part of a snapshot on its way; the first may have to wait until it is stored."""
 
 Answer = TypeVar("Answer")
 
@@ -99,6 +104,62 @@ class GrpcNodeClient:
     async def list_snapshots(self) -> tuple[NodeSnapshot, ...]:
         call = self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=READ_S * self._patience)
         return tuple(convert.snapshot_from_wire(wire) for wire in (await _answer(call, "snapshots")).snapshots)
+
+    async def export_snapshot(self, snapshot_id: SnapshotId) -> AsyncIterator[bytes]:
+        stream = self._stub.ExportSnapshot(pb.ExportSnapshotRequest(snapshot_id=snapshot_id))
+        patience_s = SNAPSHOT_S * self._patience
+        try:
+            while True:
+                async with asyncio.timeout(patience_s):
+                    part = await stream.read()
+                if part is grpc.aio.EOF:
+                    return
+                yield part.data
+                patience_s = PART_S * self._patience
+        except grpc.aio.AioRpcError as exc:
+            raise error_of(exc, f"export {snapshot_id}") from exc
+        except TimeoutError as exc:
+            raise Unavailable(f"The node went silent while it exported {snapshot_id}.") from exc
+        finally:
+            stream.cancel()
+
+    async def import_snapshot(self, wanted: ImportSnapshot, parts: AsyncIterator[bytes]) -> ImportedSnapshot:
+        call = self._stub.ImportSnapshot()
+        answering = asyncio.ensure_future(call.read())
+        sending = asyncio.ensure_future(self._send(call, wanted, parts))
+        try:
+            await asyncio.wait((answering, sending), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                # Raises what the parts raised.
+                await sending
+            async with asyncio.timeout(SNAPSHOT_S * self._patience):
+                answer = await answering
+        except grpc.aio.AioRpcError as exc:
+            raise error_of(exc, f"import {wanted.snapshot_id}") from exc
+        except TimeoutError as exc:
+            raise Unavailable(f"The node went silent while it imported {wanted.snapshot_id}.") from exc
+        finally:
+            sending.cancel()
+            call.cancel()
+            await asyncio.wait((answering, sending))
+        if answer is grpc.aio.EOF:
+            raise Unavailable(f"The node did not answer: import {wanted.snapshot_id}.")
+        if answer.WhichOneof("answer") == "refusal":
+            raise error_from(answer.refusal.code, answer.refusal.message)
+        return convert.imported_from_wire(answer.imported)
+
+    async def _send(self, call: Any, wanted: ImportSnapshot, parts: AsyncIterator[bytes]) -> None:
+        """Raises TimeoutError, AioRpcError, and what `parts` raises."""
+
+        async def send(message: pb.ImportSnapshotRequest) -> None:
+            async with asyncio.timeout(PART_S * self._patience):
+                await call.write(message)
+
+        await send(pb.ImportSnapshotRequest(head=convert.import_to_wire(wanted)))
+        async for part in parts:
+            await send(pb.ImportSnapshotRequest(part=pb.SnapshotPart(data=part)))
+        await send(pb.ImportSnapshotRequest(is_whole=True))
+        await call.done_writing()
 
     async def kill_sandbox(self, sandbox_id: SandboxId, *, keep_disk: bool = False) -> bool:
         request = pb.KillSandboxRequest(sandbox_id=sandbox_id, keep_disk=keep_disk)

@@ -214,6 +214,68 @@ class ListSnapshotsResponse(_message.Message):
     snapshots: _containers.RepeatedCompositeFieldContainer[NodeSnapshot]
     def __init__(self, snapshots: _Optional[_Iterable[_Union[NodeSnapshot, _Mapping]]] = ...) -> None: ...
 
+class ExportSnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id",)
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
+
+class SnapshotPart(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class ImportSnapshotHead(_message.Message):
+    __slots__ = ("snapshot_id", "build_id", "runtime", "limits", "keeps_memory", "data_bytes")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    build_id: str
+    runtime: str
+    limits: Limits
+    keeps_memory: bool
+    data_bytes: int
+    def __init__(self, snapshot_id: _Optional[str] = ..., build_id: _Optional[str] = ..., runtime: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., keeps_memory: _Optional[bool] = ..., data_bytes: _Optional[int] = ...) -> None: ...
+
+class ImportSnapshotRequest(_message.Message):
+    __slots__ = ("head", "part", "is_whole")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    IS_WHOLE_FIELD_NUMBER: _ClassVar[int]
+    head: ImportSnapshotHead
+    part: SnapshotPart
+    is_whole: bool
+    def __init__(self, head: _Optional[_Union[ImportSnapshotHead, _Mapping]] = ..., part: _Optional[_Union[SnapshotPart, _Mapping]] = ..., is_whole: _Optional[bool] = ...) -> None: ...
+
+class ImportSnapshotAnswer(_message.Message):
+    __slots__ = ("imported", "refusal")
+    IMPORTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    imported: ImportedSnapshot
+    refusal: Refusal
+    def __init__(self, imported: _Optional[_Union[ImportedSnapshot, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ImportedSnapshot(_message.Message):
+    __slots__ = ("snapshot", "memory_refusal")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    snapshot: NodeSnapshot
+    memory_refusal: str
+    def __init__(self, snapshot: _Optional[_Union[NodeSnapshot, _Mapping]] = ..., memory_refusal: _Optional[str] = ...) -> None: ...
+
 class KillSandboxRequest(_message.Message):
     __slots__ = ("sandbox_id", "keep_disk")
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]

@@ -74,6 +74,16 @@ class NodeStub:
                 request_serializer=node__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=node__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.ExportSnapshot = channel.unary_stream(
+                '/firebrick.node.v1.Node/ExportSnapshot',
+                request_serializer=node__pb2.ExportSnapshotRequest.SerializeToString,
+                response_deserializer=node__pb2.SnapshotPart.FromString,
+                _registered_method=True)
+        self.ImportSnapshot = channel.stream_stream(
+                '/firebrick.node.v1.Node/ImportSnapshot',
+                request_serializer=node__pb2.ImportSnapshotRequest.SerializeToString,
+                response_deserializer=node__pb2.ImportSnapshotAnswer.FromString,
+                _registered_method=True)
         self.KillSandbox = channel.unary_unary(
                 '/firebrick.node.v1.Node/KillSandbox',
                 request_serializer=node__pb2.KillSandboxRequest.SerializeToString,
@@ -163,6 +173,20 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSnapshot(self, request, context):
+        """A snapshot as a stream, and back on another node: the manifest, then every different chunk once, in its order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSnapshot(self, request_iterator, context):
+        """One answer comes, maybe before the last part: then the caller stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def KillSandbox(self, request, context):
         """End a sandbox: it is gone for its clients when this answers; the tear-down goes on behind.
         """
@@ -248,6 +272,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=node__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=node__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'ExportSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSnapshot,
+                    request_deserializer=node__pb2.ExportSnapshotRequest.FromString,
+                    response_serializer=node__pb2.SnapshotPart.SerializeToString,
+            ),
+            'ImportSnapshot': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportSnapshot,
+                    request_deserializer=node__pb2.ImportSnapshotRequest.FromString,
+                    response_serializer=node__pb2.ImportSnapshotAnswer.SerializeToString,
             ),
             'KillSandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.KillSandbox,
@@ -496,6 +530,60 @@ class Node:
             '/firebrick.node.v1.Node/ListSnapshots',
             node__pb2.ListSnapshotsRequest.SerializeToString,
             node__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/firebrick.node.v1.Node/ExportSnapshot',
+            node__pb2.ExportSnapshotRequest.SerializeToString,
+            node__pb2.SnapshotPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSnapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/firebrick.node.v1.Node/ImportSnapshot',
+            node__pb2.ImportSnapshotRequest.SerializeToString,
+            node__pb2.ImportSnapshotAnswer.FromString,
             options,
             channel_credentials,
             insecure,

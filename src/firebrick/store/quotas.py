@@ -77,15 +77,17 @@ async def team_use(tx: AsyncConnection, team: Team) -> TeamUse:
     return TeamUse(sandbox_count=int(count), millicpu=int(sums[0]), memory_mib=int(sums[1]), disk_mib=disk_mib)
 
 
-async def quota_check_snapshot(tx: AsyncConnection, team_id: TeamId) -> None:
-    """Refuse a snapshot of a team whose disk quota is used up by sandboxes and snapshots; how large a new one becomes
-    is not known before it is taken. Raises LimitExceeded."""
+async def quota_check_snapshot(tx: AsyncConnection, team_id: TeamId, *, more_bytes: int = 0) -> None:
+    """Refuse a snapshot of a team whose disk quota is used up by sandboxes and snapshots, or would be by `more_bytes`;
+    how large a new one becomes is not known before it is taken. Raises LimitExceeded."""
     row = (await tx.execute(_LOCK, {"wanted_id": team_id})).one_or_none()
     if row is None or not (team := team_from_row(row)).max_disk_mib:
         return
     use = await team_use(tx, team)
-    if use.disk_mib >= team.max_disk_mib:
+    more_mib = -(-more_bytes // MIB)
+    if use.disk_mib >= team.max_disk_mib or use.disk_mib + more_mib > team.max_disk_mib:
+        more = f", {more_mib} more asked" if more_mib else ""
         raise LimitExceeded(
             f"you have reached your team's {DISK_IS_FULL}: {use.disk_mib} of {team.max_disk_mib} MiB in use by "
-            "sandboxes and snapshots. Delete some, or ask the operator to raise the team's limit."
+            f"sandboxes and snapshots{more}. Delete some, or ask the operator to raise the team's limit."
         )

@@ -89,6 +89,14 @@ async def build_list(tx: AsyncConnection, template_id: TemplateId) -> tuple[Buil
     return tuple(_build(row) for row in await tx.execute(query))
 
 
+async def build_is_known(tx: AsyncConnection, build_id: BuildId) -> bool:
+    """Whether it was registered, and is ready."""
+    query = select(builds.c.build_id).where(
+        builds.c.build_id == build_id, builds.c.state == BuildState.READY.value
+    )  # fmt: skip
+    return (await tx.execute(query)).first() is not None
+
+
 async def build_fetch_ready(tx: AsyncConnection, template_id: TemplateId) -> Build | None:
     """The newest ready build: what a sandbox of the template is created from."""
     query = (

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from firebrick.blobs.base import BlobInfo, BlobMissing, BlobsFailed, BlobStore
-from firebrick.blobs.chunks import CHUNK_BYTES, ChunkStore, DamagedBlob
+from firebrick.blobs.chunks import CHUNK_BYTES, ChunkStore
 from firebrick.blobs.local import LocalBlobs
+from firebrick.blobs.manifest import DamagedBlob
 from tests.support.manual_clock import ManualClock
 
 HOUR = timedelta(hours=1)

@@ -7,7 +7,7 @@ import pytest
 
 from firebrick.model.ids import BuildId, SandboxId, SnapshotId
 from firebrick.model.machine import Limits, RuntimeName
-from firebrick.node.snapshots import MemoryOrigin, SnapshotRecord, decode_record, encode_record
+from firebrick.node.snapshot_records import MemoryOrigin, SnapshotRecord, decode_record, encode_record
 
 LIMITS = Limits(millicpu=2000, memory_mib=512, disk_mib=1024, process_count=100)
 ORIGIN = MemoryOrigin(sandbox_id=SandboxId("i1"), control_token="secret", limits=LIMITS)

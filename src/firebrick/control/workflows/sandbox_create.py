@@ -23,7 +23,7 @@ from firebrick.control.workflows.sandbox_kill import begin_end, finish_end
 from firebrick.lifecycle.quota import DISK_IS_FULL as TEAM_DISK_IS_FULL
 from firebrick.lifecycle.sandbox_machine import Rejected, SandboxEvent, next_state
 from firebrick.model.egress import egress_of
-from firebrick.model.errors import DeadlineExceeded, Internal, LimitExceeded, NoCapacity, Unavailable
+from firebrick.model.errors import DeadlineExceeded, Internal, LimitExceeded, MemoryRefused, NoCapacity, Unavailable
 from firebrick.model.ids import NodeId
 from firebrick.model.node import NodeState
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
@@ -38,6 +38,8 @@ from firebrick.store.sandboxes import sandbox_fetch, sandbox_insert, sandbox_upd
 
 START_DEADLINE_S = 60.0
 """A start that takes longer is given up. Clients wait 60 s by default."""
+MEMORY_KEY = "firebrick.memory"
+"""The metadata with which a sandbox is created from a snapshot's disk alone."""
 PLACE_ATTEMPTS = 4
 """Tries when what was free at the choice is taken at the reservation."""
 
@@ -45,13 +47,14 @@ PLACE_ATTEMPTS = 4
 @dataclass(slots=True, kw_only=True)
 class SandboxCreate:
     """`sandbox` is the wish at first and the row as it stands after each step. `only_node` is where the snapshot lies
-    that it starts from."""
+    that it starts from; `keep_memory` False: from its disk alone."""
 
     platform: Platform
     sandbox: Sandbox
     idempotency: IdempotencyRecord | None = None
     started: NodeSandbox | None = None
     only_node: NodeId | None = None
+    keep_memory: bool = True
     steps_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -132,11 +135,17 @@ async def _undo_reserve(create: SandboxCreate) -> None:
 
 async def _start(create: SandboxCreate) -> None:
     sandbox, platform = create.sandbox, create.platform
-    request = start_request(platform, sandbox)
+    request = replace(start_request(platform, sandbox), keep_memory=create.keep_memory)
     deadline_s = platform.config.patient_s(START_DEADLINE_S)
     try:
         async with asyncio.timeout(deadline_s):
             create.started = await platform.nodes.client(sandbox.node_id).start_sandbox(request)
+    except MemoryRefused as exc:
+        # NOTE: the way out first, for reasons may be long and are cut.
+        raise MemoryRefused(
+            f'Nothing can go on from the memory of this snapshot here; create with metadata {MEMORY_KEY}: "false" to '
+            f"start anew from its disk. {exc.message}"
+        ) from exc
     except TimeoutError as exc:
         raise DeadlineExceeded(f"The sandbox did not start within {deadline_s:.0f} seconds. Try again.") from exc
 

@@ -36,13 +36,14 @@ class SnapshotCreate:
     taken: NodeSnapshot | None = None
 
 
-async def _record(create: SnapshotCreate) -> None:
-    snapshot = create.snapshot
-    async with create.platform.database.write() as tx:
-        if await snapshot_fetch(tx, snapshot.snapshot_id) is not None:
-            return
+async def record_snapshot(platform: Platform, snapshot: Snapshot) -> Snapshot:
+    """Write the row, and the template that stands for it; as it stands then. Idempotent. Raises LimitExceeded,
+    AlreadyExists."""
+    async with platform.database.write() as tx:
+        if (known := await snapshot_fetch(tx, snapshot.snapshot_id)) is not None:
+            return known
         if not snapshot.is_private:
-            await quota_check_snapshot(tx, snapshot.team_id)
+            await quota_check_snapshot(tx, snapshot.team_id, more_bytes=snapshot.disk_bytes)
         template = await template_fetch(tx, snapshot.name or snapshot.template_id)
         if template is None:
             template = Template(
@@ -55,14 +56,40 @@ async def _record(create: SnapshotCreate) -> None:
             await template_insert(tx, template)
         elif template.team_id != snapshot.team_id:
             raise AlreadyExists(f"The name '{snapshot.name}' is not free. Choose another.")
-        create.snapshot = replace(snapshot, template_id=template.template_id)
-        await snapshot_insert(tx, create.snapshot)
+        snapshot = replace(snapshot, template_id=template.template_id)
+        await snapshot_insert(tx, snapshot)
+    return snapshot
+
+
+async def undo_record(platform: Platform, snapshot: Snapshot) -> None:
+    async with platform.database.write() as tx:
+        await snapshot_mark_deleting(tx, (snapshot.snapshot_id,))
+    await delete_snapshot(platform, snapshot)
+
+
+async def confirmed(platform: Platform, snapshot: Snapshot, taken: NodeSnapshot) -> Snapshot:
+    """Write what its node says of it: it is ready. Raises Conflict."""
+    snapshot = replace(
+        snapshot,
+        state=SnapshotState.READY,
+        build_id=taken.build_id,
+        runtime=taken.runtime,
+        keeps_memory=taken.keeps_memory,
+        disk_bytes=taken.disk_bytes,
+        stored_bytes=taken.stored_bytes,
+    )
+    async with platform.database.write() as tx:
+        await snapshot_confirm(tx, snapshot)
+    platform.signals.snapshots.poke()
+    return snapshot
+
+
+async def _record(create: SnapshotCreate) -> None:
+    create.snapshot = await record_snapshot(create.platform, create.snapshot)
 
 
 async def _undo_record(create: SnapshotCreate) -> None:
-    async with create.platform.database.write() as tx:
-        await snapshot_mark_deleting(tx, (create.snapshot.snapshot_id,))
-    await delete_snapshot(create.platform, create.snapshot)
+    await undo_record(create.platform, create.snapshot)
 
 
 async def _take(create: SnapshotCreate) -> None:
@@ -84,21 +111,9 @@ async def _undo_take(create: SnapshotCreate) -> None:
 
 
 async def _confirm(create: SnapshotCreate) -> None:
-    taken = create.taken
-    if taken is None:
+    if create.taken is None:
         raise Internal("The snapshot was not taken.")
-    create.snapshot = replace(
-        create.snapshot,
-        state=SnapshotState.READY,
-        build_id=taken.build_id,
-        runtime=taken.runtime,
-        keeps_memory=taken.keeps_memory,
-        disk_bytes=taken.disk_bytes,
-        stored_bytes=taken.stored_bytes,
-    )
-    async with create.platform.database.write() as tx:
-        await snapshot_confirm(tx, create.snapshot)
-    create.platform.signals.snapshots.poke()
+    create.snapshot = await confirmed(create.platform, create.snapshot, create.taken)
 
 
 STEPS: tuple[Step[SnapshotCreate], ...] = (
