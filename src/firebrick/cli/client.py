@@ -12,8 +12,8 @@ from firebrick.supervisor.lifecycle import Credentials, credentials
 
 TIMEOUT_S = 60.0
 """For one answer; as long as the official SDK waits."""
-STREAM_TIMEOUT_S = 600.0
-"""For one piece, and for the answer to the last: a disk is checked before that."""
+STREAM_TIMES = 10
+"""How many times longer one piece of a stream may take, and the answer to the last: a disk is checked before that."""
 
 
 def reach(config: Config) -> Credentials:
@@ -96,7 +96,7 @@ class Client:
     def download(self, path: str, write: Callable[[bytes], object]) -> None:
         """Give every piece of an answer's body to `write`. Raises as `request`, and when it breaks off."""
         try:
-            with self._http.stream("GET", path, timeout=STREAM_TIMEOUT_S) as answer:
+            with self._http.stream("GET", path, timeout=STREAM_TIMES * self.timeout_s) as answer:
                 if not answer.is_success:
                     answer.read()
                 _checked(answer)
@@ -109,7 +109,7 @@ class Client:
 
     def upload(self, path: str, pieces: Iterator[bytes], **options: Any) -> httpx.Response:
         """POST what comes, as it comes. Raises as `request`."""
-        return self.request("POST", path, content=pieces, timeout=STREAM_TIMEOUT_S, **options)
+        return self.request("POST", path, content=pieces, timeout=STREAM_TIMES * self.timeout_s, **options)
 
     def pages(self, path: str, params: dict[str, Any], *, limit: int) -> list[dict[str, Any]]:
         """Follow X-Next-Token until `limit` items or the end."""

@@ -10,10 +10,9 @@ from urllib.parse import quote
 import typer
 
 from firebrick.cli import sandbox_pause
-from firebrick.cli.client import Client, open_admin_client, reach
+from firebrick.cli.client import open_admin_client, open_client
 from firebrick.cli.console import err, fail, reports_errors
 from firebrick.cli.owners import team_id
-from firebrick.config import load_config
 
 app = typer.Typer(help="Saved states of sandboxes: list, delete, move to another instance.", no_args_is_help=True)
 
@@ -47,7 +46,7 @@ def export(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; -: standard output.")] = PIPE,
 ) -> None:
     """Write a snapshot to a file, for `import`. It holds what was in memory and on the disk: secrets too."""
-    client = Client(reach(load_config()))
+    client = open_client()
     path = f"/snapshots/{quote(snapshot, safe='')}/archive"
     if file == PIPE:
         if sys.stdout.isatty():
@@ -90,7 +89,7 @@ def import_snapshot(
         client = open_admin_client()
         options["headers"] = {"X-Team-ID": team_id(client, team)}
     else:
-        client = Client(reach(load_config()))
+        client = open_client()
     made = client.upload("/snapshots/archive", _pieces(file), **options).json()
     if made.get("memoryRefusal"):
         err.print(
