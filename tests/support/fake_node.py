@@ -154,7 +154,12 @@ class FakeNode:
                 raise NotFound("Nothing of it is kept here.")
             if paused.keeps_memory and request.keep_memory:
                 self.running[request.sandbox_id] = replace(
-                    paused, state=NodeSandboxState.RUNNING, keeps_memory=False, kept_memory=True, paused_at=None
+                    paused,
+                    state=NodeSandboxState.RUNNING,
+                    keeps_memory=False,
+                    kept_memory=True,
+                    paused_at=None,
+                    saved_bytes=0,
                 )
                 self.requests[request.sandbox_id] = request
             else:

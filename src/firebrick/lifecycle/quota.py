@@ -10,7 +10,8 @@ DISK_IS_FULL = "limit of disk"
 
 
 def over_quota(team: Team, use: TeamUse, wanted: Limits) -> str | None:
-    """Why `wanted` does not fit beside `use`, as a sentence for the caller; None when it fits."""
+    """Why `wanted` does not fit beside `use`, as a sentence for the caller; None when it fits. Of what nothing more is
+    asked, no limit can be passed: a resume is never refused for the disk that its own memory takes."""
     if use.sandbox_count >= team.max_sandboxes:
         # E2B's words: users look for them.
         return f"you have reached the maximum number of concurrent sandboxes ({team.max_sandboxes})"
@@ -20,7 +21,7 @@ def over_quota(team: Team, use: TeamUse, wanted: Limits) -> str | None:
         ("disk", "MiB", team.max_disk_mib, use.disk_mib, wanted.disk_mib),
     )
     for name, unit, most, used, more in sums:
-        if most and used + more > most:
+        if most and more and used + more > most:
             return f"you have reached your team's limit of {name}: {used} of {most} {unit} in use, {more} more asked"
     return None
 

@@ -43,6 +43,7 @@ def sandbox_of(record: MachineRecord, *, address: str = "", keeps_memory: bool =
         keeps_memory=keeps_memory,
         kept_memory=record.kept_memory,
         paused_at=record.paused_at,
+        saved_bytes=record.memory_bytes,
     )
 
 
@@ -102,7 +103,7 @@ class KeptDisks:
         """Give its memory up; what its record says now. Raises Internal."""
         if not record.has_memory:
             return record
-        cold = replace(record, has_memory=False, disk_stamp="")
+        cold = replace(record, has_memory=False, memory_bytes=0, disk_stamp="")
         self.change(cold)
         await asyncio.to_thread(drop_memory, self._records.directory(record.machine_id))
         return cold

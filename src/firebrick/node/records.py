@@ -56,7 +56,7 @@ class MachineRecord:
     `kept_memory`: its last resume found its processes. `paused_at`: since when it is paused or kept; `is_killed`: then
     it is in the grace bin. `is_silent`: then its guest agent did not answer. `is_clean`: kept, and its disk was
     unmounted in order. `is_held`: paused, and its processes stood still before it was frozen. `has_memory`: kept, and
-    its memory lies beside the record; `disk_stamp`: of the disk that belongs to it.
+    its memory lies beside the record and takes `memory_bytes`; `disk_stamp`: of the disk that belongs to it.
     """
 
     machine_id: MachineId
@@ -76,6 +76,7 @@ class MachineRecord:
     is_silent: bool = False
     is_held: bool = False
     has_memory: bool = False
+    memory_bytes: int = 0
     disk_stamp: str = ""
 
 
@@ -189,6 +190,7 @@ def encode_record(record: MachineRecord) -> str:
             "is_silent": record.is_silent,
             "is_held": record.is_held,
             "has_memory": record.has_memory,
+            "memory_bytes": record.memory_bytes,
             "disk_stamp": record.disk_stamp,
         }
     )
@@ -218,6 +220,7 @@ def decode_record(text: str) -> MachineRecord:
         is_silent=raw.get("is_silent", False),
         is_held=raw.get("is_held", False),
         has_memory=raw.get("has_memory", False),
+        memory_bytes=raw.get("memory_bytes", 0),
         disk_stamp=raw.get("disk_stamp", ""),
     )
 

@@ -67,11 +67,12 @@ async def store_memory(drivers: NodeDrivers, records: MachineRecords, record: Ma
         if isinstance(exc, OSError):
             raise Internal(f"The memory of machine {record.machine_id} was not saved.", detail=str(exc)) from exc
         raise
-    kept = replace(record, state=MachineState.KEPT, has_memory=True, disk_stamp=stamp)
+    size_bytes = memory_bytes(directory)
+    kept = replace(record, state=MachineState.KEPT, has_memory=True, memory_bytes=size_bytes, disk_stamp=stamp)
     # NOTE: whatever becomes of this write, the files stay: it may have got as far as to promise them. The next save
     # removes them, and so does recovery.
     records.write(kept)
-    log.info("machine.memory_saved", machine_id=record.machine_id, memory_bytes=memory_bytes(directory))
+    log.info("machine.memory_saved", machine_id=record.machine_id, memory_bytes=size_bytes)
     return kept
 
 

@@ -151,6 +151,7 @@ def sandbox_to_wire(item: NodeSandbox) -> pb.NodeSandbox:
         keeps_memory=item.keeps_memory,
         kept_memory=item.kept_memory,
         paused_at_us=to_us(item.paused_at) if item.paused_at else 0,
+        saved_bytes=item.saved_bytes,
     )
 
 
@@ -166,6 +167,7 @@ def sandbox_from_wire(wire: pb.NodeSandbox) -> NodeSandbox:
         keeps_memory=wire.keeps_memory,
         kept_memory=wire.kept_memory,
         paused_at=from_us(wire.paused_at_us) if wire.paused_at_us else None,
+        saved_bytes=wire.saved_bytes,
     )
 
 

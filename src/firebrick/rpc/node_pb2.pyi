@@ -103,7 +103,7 @@ class StartSandboxRequest(_message.Message):
     def __init__(self, sandbox_id: _Optional[str] = ..., build_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., env: _Optional[_Mapping[str, str]] = ..., access_token: _Optional[str] = ..., runtime: _Optional[str] = ..., egress: _Optional[_Union[Egress, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., template_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., drop_memory: _Optional[bool] = ...) -> None: ...
 
 class NodeSandbox(_message.Message):
-    __slots__ = ("sandbox_id", "machine_id", "runtime", "address", "started_at_us", "from_warm", "state", "keeps_memory", "kept_memory", "paused_at_us")
+    __slots__ = ("sandbox_id", "machine_id", "runtime", "address", "started_at_us", "from_warm", "state", "keeps_memory", "kept_memory", "paused_at_us", "saved_bytes")
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
     MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class NodeSandbox(_message.Message):
     KEEPS_MEMORY_FIELD_NUMBER: _ClassVar[int]
     KEPT_MEMORY_FIELD_NUMBER: _ClassVar[int]
     PAUSED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     machine_id: str
     runtime: str
@@ -124,7 +125,8 @@ class NodeSandbox(_message.Message):
     keeps_memory: bool
     kept_memory: bool
     paused_at_us: int
-    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., runtime: _Optional[str] = ..., address: _Optional[str] = ..., started_at_us: _Optional[int] = ..., from_warm: _Optional[bool] = ..., state: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., kept_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ...) -> None: ...
+    saved_bytes: int
+    def __init__(self, sandbox_id: _Optional[str] = ..., machine_id: _Optional[str] = ..., runtime: _Optional[str] = ..., address: _Optional[str] = ..., started_at_us: _Optional[int] = ..., from_warm: _Optional[bool] = ..., state: _Optional[str] = ..., keeps_memory: _Optional[bool] = ..., kept_memory: _Optional[bool] = ..., paused_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ...) -> None: ...
 
 class PauseSandboxRequest(_message.Message):
     __slots__ = ("sandbox_id", "keep_memory", "require_healthy")

@@ -25,7 +25,12 @@ _COUNT = (
     )
 )
 _SUMS = (
-    select(*(func.coalesce(func.sum(reservations.c[name]), 0) for name in ("millicpu", "memory_mib", "disk_mib")))
+    select(
+        *(
+            func.coalesce(func.sum(reservations.c[name]), 0)
+            for name in ("millicpu", "memory_mib", "disk_mib", "saved_mib")
+        )
+    )
     .join(sandboxes, sandboxes.c.sandbox_id == reservations.c.sandbox_id)
     .where(sandboxes.c.team_id == bindparam("wanted_id"))
 )
@@ -71,7 +76,7 @@ async def team_use(tx: AsyncConnection, team: Team) -> TeamUse:
     if not (team.max_millicpu or team.max_memory_mib or team.max_disk_mib):
         return TeamUse(sandbox_count=int(count), millicpu=0, memory_mib=0, disk_mib=0)
     sums = (await tx.execute(_SUMS, {"wanted_id": team.team_id})).one()
-    disk_mib = int(sums[2])
+    disk_mib = int(sums[2]) + int(sums[3])
     if team.max_disk_mib:
         disk_mib += -(-int((await tx.execute(_SNAPSHOT_BYTES, {"wanted_id": team.team_id})).scalar_one()) // MIB)
     return TeamUse(sandbox_count=int(count), millicpu=int(sums[0]), memory_mib=int(sums[1]), disk_mib=disk_mib)

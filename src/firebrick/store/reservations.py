@@ -1,5 +1,6 @@
 """Rows of reservations: what is promised to a sandbox on a node, from before its start until after its end."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -69,10 +70,18 @@ async def reservation_grow(tx: AsyncConnection, *, sandbox_id: SandboxId, node_i
     changed = await tx.execute(
         update(reservations)
         .where(reservations.c.sandbox_id == sandbox_id)
-        .values(millicpu=limits.millicpu, memory_mib=limits.memory_mib)
+        .values(millicpu=limits.millicpu, memory_mib=limits.memory_mib, saved_mib=0)
     )
     if changed.rowcount == 0:
         raise Conflict(f"Sandbox {sandbox_id} has no reservation any more. Try again.")
+
+
+async def reservation_set_saved(tx: AsyncConnection, sizes_mib: Mapping[SandboxId, int]) -> None:
+    """Note what the saved memory of each takes on its node's disk. Idempotent; who has no reservation is left out."""
+    for sandbox_id, saved_mib in sizes_mib.items():
+        await tx.execute(
+            update(reservations).where(reservations.c.sandbox_id == sandbox_id).values(saved_mib=saved_mib)
+        )  # fmt: skip
 
 
 async def reservation_delete(tx: AsyncConnection, sandbox_id: SandboxId) -> None:

@@ -221,6 +221,8 @@ reservations = Table(
     Column("millicpu", BigInteger, nullable=False),
     Column("memory_mib", BigInteger, nullable=False),
     Column("disk_mib", BigInteger, nullable=False),
+    # What the memory of a sandbox that rests takes in files, beside its disk: counted in quotas, refused by none.
+    Column("saved_mib", BigInteger, nullable=False, server_default="0"),
 )
 
 events = Table(

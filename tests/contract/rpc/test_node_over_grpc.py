@@ -82,6 +82,7 @@ def test_what_is_paused_or_saved_survives_the_way(stored_bytes: int | None) -> N
     sandbox = NodeSandbox(
         sandbox_id=sandbox_id, machine_id=machine_id, runtime=RuntimeName.SIM, address="", started_at=now,
         from_warm=False, state=NodeSandboxState.KEPT, keeps_memory=True, kept_memory=True, paused_at=now,
+        saved_bytes=1 << 33,
     )  # fmt: skip
     assert convert.sandbox_from_wire(convert.sandbox_to_wire(sandbox)) == sandbox
     pause = PauseSandbox(sandbox_id=sandbox_id, keep_memory=True)

@@ -181,6 +181,7 @@ async def test_older_sandboxes_are_found_by_metadata_too(database: Database) -> 
         await tx.execute(text("DROP TABLE leases"))
         await tx.execute(text("DROP TABLE sandbox_metadata"))
         await tx.execute(text("ALTER TABLE sandboxes DROP COLUMN silent_at_pause"))
+        await tx.execute(text("ALTER TABLE reservations DROP COLUMN saved_mib"))
         await tx.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     await migrate(database)
     async with database.read() as tx:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
+from sqlalchemy import update
 
 from firebrick.catalog.base import RouteState
 from firebrick.model.errors import Forbidden, Internal, LimitExceeded, NoCapacity, NotFound, WrongState
@@ -14,7 +15,10 @@ from firebrick.model.machine import ExitCause
 from firebrick.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxState
 from firebrick.rpc.node_api import NodeSandboxState
 from firebrick.store.events import event_list
-from tests.support.control import Running, World, run_control
+from firebrick.store.quotas import team_use
+from firebrick.store.schema import teams
+from firebrick.store.teams import team_fetch
+from tests.support.control import LIMITS, Running, World, run_control
 from tests.support.wait import wait_for
 
 
@@ -268,6 +272,54 @@ async def test_a_frozen_machine_that_dies_takes_the_memory_only(running: Running
 
     await wait_for(has_noticed)
     assert (await running.row(sandbox.sandbox_id)).state is SandboxState.PAUSED
+
+
+async def test_saved_memory_counts_in_the_disk_quota_and_stops_no_pause_or_resume(world: World) -> None:
+    """It is counted when its node says so, whichever control plane hears it; a new sandbox is refused for it, a pause
+    and a resume never are, and a resume or a kill gives it back."""
+    limits_mib = LIMITS.disk_mib
+    async with run_control(world) as running:
+        await quota_of_disk(running, 3 * limits_mib)
+        first, second = await running.create(), await running.create()
+        await pause(running, first)
+        rests_in_files(world, first, saved_mib=limits_mib + 1)
+        await wait_for(lambda: use_of_disk(running, 3 * limits_mib + 1))
+        with pytest.raises(LimitExceeded, match="limit of disk"):
+            await running.create()
+        assert (await pause(running, second)).keeps_memory
+        await connect(running, second)
+    async with run_control(world) as running:
+        await wait_for(lambda: use_of_disk(running, 3 * limits_mib + 1))
+        await connect(running, first)
+        assert await use_of_disk(running, 2 * limits_mib)
+        await pause(running, first)
+        rests_in_files(world, first, saved_mib=7)
+        await wait_for(lambda: use_of_disk(running, 2 * limits_mib + 7))
+    rests_in_files(world, first, saved_mib=0)
+    async with run_control(world) as running:
+        await wait_for(lambda: use_of_disk(running, 2 * limits_mib))
+        await running.control.sandboxes.kill(running.team.team_id, first.sandbox_id)
+        await running.wait_ended(first.sandbox_id)
+        assert await use_of_disk(running, limits_mib)
+
+
+async def quota_of_disk(running: Running, most_mib: int) -> None:
+    async with running.control.platform.database.write() as tx:
+        await tx.execute(update(teams).values(max_disk_mib=most_mib))
+
+
+async def use_of_disk(running: Running, expected_mib: int) -> bool:
+    running.world.clock.advance(2)
+    async with running.control.platform.database.read() as tx:
+        team = await team_fetch(tx, running.team.team_id)
+        assert team is not None
+        return (await team_use(tx, team)).disk_mib == expected_mib
+
+
+def rests_in_files(world: World, sandbox: Sandbox, *, saved_mib: int) -> None:
+    """Its node has saved its memory by itself, some time after the pause."""
+    kept = world.node.kept[sandbox.sandbox_id]
+    world.node.kept[sandbox.sandbox_id] = replace(kept, address="", saved_bytes=(saved_mib << 20) - bool(saved_mib))
 
 
 async def test_node_and_store_that_differ_are_mended(running: Running) -> None:

@@ -46,6 +46,8 @@ async def saved(agent: NodeAgent, world: World) -> NodeSandbox:
     started = await counting(agent, world)
     await pause(agent, started)
     await wait_for(lambda: is_saved(agent, world, started))
+    sizes = {found.sandbox_id: found.saved_bytes for found in await agent.list_sandboxes()}
+    assert sizes[started.sandbox_id] > 0
     return started
 
 

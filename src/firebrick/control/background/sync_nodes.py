@@ -22,9 +22,9 @@ from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError, Unavailable
 from firebrick.model.ids import NodeId, SandboxId
 from firebrick.model.sandbox import EndReason, Sandbox, SandboxState
-from firebrick.rpc.node_api import NodeSandbox, PauseSandbox
+from firebrick.rpc.node_api import NodeSandbox, NodeSandboxState, PauseSandbox
 from firebrick.store.events import event_insert
-from firebrick.store.reservations import reservation_shrink
+from firebrick.store.reservations import reservation_set_saved, reservation_shrink
 from firebrick.store.sandboxes import (
     sandbox_fetch_many,
     sandbox_list_bin,
@@ -36,6 +36,7 @@ ROUND_S = 2.0
 UNHEALTHY_ROUND_S = 0.5
 """A node that is away is looked for more often, so that creates work again soon after it is back."""
 LIST_TIMEOUT_S = 5.0
+MIB = 1 << 20
 LOST_DETAIL = "Its node no longer has it: the machine was restarted or the sandbox's process disappeared."
 
 log = get_log("control.sync")
@@ -54,6 +55,7 @@ class SyncNodes:
         self._platform = platform
         self._exits = exits
         self._suspects: dict[NodeId, frozenset[Suspect]] = {}
+        self._saved_mib: dict[NodeId, dict[SandboxId, int]] = {}
 
     async def round(self) -> float:
         nodes = self._platform.nodes
@@ -79,6 +81,7 @@ class SyncNodes:
             before = await sandbox_list_in_states(tx, (SandboxState.RUNNING, SandboxState.PAUSED))
             before += await sandbox_list_bin(tx)
         listed = {item.sandbox_id: item for item in await platform.nodes.client(node_id).list_sandboxes()}
+        await self._note_saved(node_id, listed)
         rows = {row.sandbox_id: row for row in before if row.node_id == node_id or row.sandbox_id in listed}
         # NOTE: and the others after: every listed sandbox had its row before it was started.
         others = [sandbox_id for sandbox_id in listed if sandbox_id not in rows]
@@ -96,6 +99,19 @@ class SyncNodes:
         for suspect in frozenset(found) & self._suspects.get(node_id, frozenset()):
             await self._mend(node_id, suspect, *found[suspect])
         self._suspects[node_id] = frozenset(found)
+
+    async def _note_saved(self, node_id: NodeId, listed: Mapping[SandboxId, NodeSandbox]) -> None:
+        """Write down what saved memory takes, where it changed. A pause has no part in it: it may rest at any time
+        later, and is never refused for that."""
+        now = {sandbox_id: -(-item.saved_bytes // MIB) for sandbox_id, item in listed.items()}
+        # NOTE: a resume writes 0. Of one at rest that was not seen before, what an earlier process wrote is not known.
+        before = dict.fromkeys((key for key, item in listed.items() if item.state is NodeSandboxState.RUNNING), 0)
+        before |= self._saved_mib.get(node_id, {})
+        changed = {sandbox_id: mib for sandbox_id, mib in now.items() if before.get(sandbox_id) != mib}
+        if changed:
+            async with self._platform.database.write() as tx:
+                await reservation_set_saved(tx, changed)
+        self._saved_mib[node_id] = now
 
     async def _mend(
         self, node_id: NodeId, suspect: Suspect, row: Sandbox | None, item: NodeSandbox | None
