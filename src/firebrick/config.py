@@ -64,6 +64,9 @@ class Config:
     default_millicpu: int = setting(2000, "millicpu", "CPU of a sandbox of the base template")
     default_memory_mib: int = setting(1024, "MiB", "memory of a sandbox of the base template")
     default_disk_mib: int = setting(10240, "MiB", "most a sandbox may write to its disk")
+    max_disk_mib: int = setting(
+        102_400, "MiB", "largest disk that may be asked for at a create (metadata firebrick.diskMiB)"
+    )
     disk_clones: str = setting(
         "auto",
         "name",

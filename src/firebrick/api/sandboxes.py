@@ -22,6 +22,8 @@ router = authenticated_router("sandboxes")
 
 IDEMPOTENCY_KEY = re.compile(r"[a-z0-9-]{1,255}\Z")
 IDLE_TIMEOUT_KEY = "firebrick.idleTimeout"
+DISK_KEY = "firebrick.diskMiB"
+MOST_DISK_DIGITS = 9
 IDLE_LEAST_S = 15
 """Three samples of use: fewer could not tell a pause for thought from idleness."""
 IDLE_MOST_S = 30 * 86_400
@@ -65,6 +67,7 @@ def _wish(body: schemas.NewSandboxV2, *, secure: bool) -> NewSandbox:
         auto_resume=does_resume,
         idle_timeout_s=idle_timeout_of(metadata),
         keep_memory=keeps_memory(metadata),
+        disk_mib=disk_mib_of(metadata),
         network=None
         if body.network is None
         else checked_network(body.network, allow_internet_access=body.allow_internet_access, secure=secure),
@@ -90,6 +93,16 @@ def keeps_memory(metadata: Mapping[str, str]) -> bool:
     if text not in ("true", "false"):
         raise Invalid(f"metadata {MEMORY_KEY}: true or false")
     return text == "true"
+
+
+def disk_mib_of(metadata: Mapping[str, str]) -> int | None:
+    """How large its disk is to be; None: as its source's. Raises Invalid."""
+    text = metadata.get(DISK_KEY)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > MOST_DISK_DIGITS:
+        raise Invalid(f"metadata {DISK_KEY}: whole MiB")
+    return int(text)
 
 
 def sandbox_answer(control: ControlPlane, sandbox: Sandbox, status: int) -> WireResponse:

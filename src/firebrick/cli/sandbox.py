@@ -39,6 +39,7 @@ def create(
     idle_timeout: Annotated[
         int | None, typer.Option(help="End or pause it after so many seconds in which it did nothing.")
     ] = None,
+    disk: Annotated[int | None, typer.Option(help="Its disk in MiB: whole GiB, larger than its source's.")] = None,
     disk_only: Annotated[bool, typer.Option("--disk-only", help="Start anew on a snapshot's files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's whole answer.")] = False,
 ) -> None:
@@ -57,6 +58,8 @@ def create(
         body["autoResume"] = {"enabled": True}
     if idle_timeout is not None:
         body["metadata"]["firebrick.idleTimeout"] = str(idle_timeout)
+    if disk is not None:
+        body["metadata"]["firebrick.diskMiB"] = str(disk)
     if disk_only:
         body["metadata"]["firebrick.memory"] = "false"
     if not internet:

@@ -10,7 +10,7 @@ from firebrick.control.actor import note_object
 from firebrick.control.autopsy import AutopsyService
 from firebrick.control.platform import Platform
 from firebrick.control.routing import traffic_token
-from firebrick.control.templates import TemplateService
+from firebrick.control.templates import Source, TemplateService
 from firebrick.control.workflows.sandbox_create import MEMORY_KEY as MEMORY_KEY
 from firebrick.control.workflows.sandbox_create import SandboxCreate, create_sandbox
 from firebrick.control.workflows.sandbox_kill import begin_end
@@ -20,6 +20,7 @@ from firebrick.lifecycle.sandbox_machine import is_visible
 from firebrick.log import bound, get_log
 from firebrick.model.errors import AlreadyExists, Conflict, FirebrickError, Invalid, NotFound, WrongState
 from firebrick.model.ids import SandboxId, TeamId, new_sandbox_id
+from firebrick.model.machine import Limits
 from firebrick.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxState
 from firebrick.model.team import Team
 from firebrick.store.idempotency import IdempotencyRecord, idempotency_fetch
@@ -43,10 +44,14 @@ class IdempotencyInProgress(WrongState):
     retryable = True
 
 
+DISK_STEP_MIB = 1024
+"""Nodes keep an empty disk of each size that they made one of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSandbox:
     """What a caller asks for. `env` may hold secrets, so it stays out of `repr`. `keep_memory` False: of a snapshot the
-    disk alone."""
+    disk alone. `disk_mib` None: as large a disk as its source has."""
 
     template: str
     timeout_s: int
@@ -60,6 +65,7 @@ class NewSandbox:
     auto_resume: bool = False
     idle_timeout_s: int | None = None
     keep_memory: bool = True
+    disk_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +108,7 @@ class SandboxService:
             build_id=source.build_id,
             state=SandboxState.CREATING,
             generation=1,
-            limits=source.limits,
+            limits=wanted_limits(source, wish, max_disk_mib=self._platform.config.max_disk_mib),
             created_at=now,
             started_at=now,
             expires_at=now + timedelta(seconds=wish.timeout_s),
@@ -253,6 +259,24 @@ class SandboxService:
     def traffic_token(self, sandbox: Sandbox) -> str | None:
         """What requests to its ports must bring; None for one whose ports are public."""
         return traffic_token(self._platform, sandbox)
+
+
+def wanted_limits(source: Source, wish: NewSandbox, *, max_disk_mib: int) -> Limits:
+    """Those of what it is created from, with the disk that was asked for.
+
+    Raises: Invalid — a disk that is smaller, larger than the setting allows, no whole GiB, or grown under a memory.
+    """
+    least, asked = source.limits.disk_mib, wish.disk_mib
+    if asked is None or asked == least:
+        return source.limits
+    if not least < asked <= max_disk_mib or asked % DISK_STEP_MIB:
+        raise Invalid(
+            f"a disk of {asked} MiB: it has {least}, for a disk only grows, or more in whole GiB ({DISK_STEP_MIB}), up "
+            f"to {max_disk_mib}"
+        )
+    if source.snapshot is not None and source.snapshot.keeps_memory and wish.keep_memory:
+        raise Invalid(f'a larger disk does not fit the memory of this snapshot; add metadata {MEMORY_KEY}: "false"')
+    return replace(source.limits, disk_mib=asked)
 
 
 def _record(sandbox: Sandbox, idempotency: Idempotency) -> IdempotencyRecord:

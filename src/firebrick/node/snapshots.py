@@ -186,7 +186,10 @@ class Snapshots:
         async with self._lock(snapshot_id):
             self._used_at[snapshot_id] = self._drivers.clock.now()
             await self._bring_back(record)
-        limits = replace(request.limits, disk_mib=record.disk_mib)
+        # NOTE: under a memory its disk does not grow.
+        is_fixed = record.memory is not None and request.keep_memory
+        disk_mib = record.disk_mib if is_fixed else max(record.disk_mib, request.limits.disk_mib)
+        limits = replace(request.limits, disk_mib=disk_mib)
         request = replace(request, build_id=record.build_id, runtime=record.runtime, limits=limits)
         disk = self._disk(snapshot_id)
         if record.memory is None:
