@@ -32,7 +32,16 @@ from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.node.saved_memory import SavedMemory, check_room, keeper_of, memory_of, store_memory
 from firebrick.rootfs.base import Rootfs
-from firebrick.runtimes.base import CONSOLE_NAME, AgentLine, Capability, Freezer, MachineSpec, MemoryKeeper, Runtime
+from firebrick.runtimes.base import (
+    CONSOLE_NAME,
+    AgentLine,
+    Capability,
+    Freezer,
+    MachineSpec,
+    MemoryGiver,
+    MemoryKeeper,
+    Runtime,
+)
 
 log = get_log("node")
 
@@ -302,8 +311,18 @@ class Machine:
             raise
 
     async def _hold(self) -> None:
-        """Let all inside but the guest agent stand still, its disk flushed. Raises GuestSilent."""
+        """Let all inside but the guest agent stand still, its disk flushed; what it has freed is not saved. Raises
+        GuestSilent."""
+        await self.take_back()
         await self.link.hold(for_s=HOLD_S * self.settings.patience, timeout_s=FLUSH_TIMEOUT_S * self.settings.patience)
+
+    async def take_back(self) -> None:
+        """Of a running machine: the host has what its guest freed, where the runtime can do that."""
+        if Capability.GIVES_BACK not in self.runtime.capabilities:
+            return
+        freed_bytes = await cast(MemoryGiver, self.runtime).take_back(self.machine_id)
+        if freed_bytes:
+            log.info("machine.gave_back", machine_id=self.machine_id, freed_bytes=freed_bytes)
 
     async def leave_memory(self) -> None:
         """Before `destroy`, and only when it `may_leave_memory`: from now on its files count. Raises FirebrickError;

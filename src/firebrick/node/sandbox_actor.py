@@ -31,7 +31,7 @@ from firebrick.node.machine_log import MachineLog
 from firebrick.node.orders import Order, failures_of, first_of
 from firebrick.node.records import MachineState
 from firebrick.node.template_memory import TemplateMemories
-from firebrick.node.usage import CpuMeter, usage_of
+from firebrick.node.usage import CpuMeter, RestWatch, usage_of
 from firebrick.rpc.node_api import NodeSandbox, SandboxUsage, StartSandbox
 from firebrick.runtimes.base import RuntimeFailed
 
@@ -331,10 +331,14 @@ class SandboxActor:
 
     async def _reclaim(self) -> None:
         """Give the memory of a paused machine back after a while: all of it, by ending the machine with its memory in
-        files, where the runtime keeps memory; else what can be read again, once for each pause."""
+        files, where the runtime keeps memory; else what can be read again, once for each pause. Of a machine that runs
+        and has come to rest, what its guest has freed."""
         done_for = None
+        watch = RestWatch()
         while True:
             await self._clock.sleep(self.machine.settings.reclaim_after_s)
+            if await self._comes_to_rest(watch):
+                self._orders.put_nowait(Order(self._take_back))
             paused_at, freezer = self.machine.record.paused_at, self.machine.freezer
             if self.machine.may_leave_memory:
                 try:
@@ -348,6 +352,16 @@ class SandboxActor:
                 done_for = paused_at
                 freed_bytes = await freezer.reclaim(self.machine.machine_id)
                 log.info("sandbox.reclaimed", sandbox_id=self.sandbox_id, freed_bytes=freed_bytes)
+
+    async def _comes_to_rest(self, watch: RestWatch) -> bool:
+        reading = await self.machine.runtime.usage(self.machine.machine_id)
+        if reading is None or self.state is not ActorState.RUNNING:
+            return False
+        return watch.comes_to_rest(now_s=self._clock.monotonic_s(), cpu_ns=reading.cpu_ns)
+
+    async def _take_back(self) -> None:
+        if self.state is ActorState.RUNNING:
+            await self.machine.take_back()
 
     async def _pause(self) -> datetime:
         if self.state is ActorState.RUNNING:

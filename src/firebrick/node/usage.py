@@ -7,6 +7,8 @@ from firebrick.model.machine import Limits, Usage
 from firebrick.rpc.node_api import SandboxUsage
 
 SHORTEST_SPAN_S = 1.0
+IDLE_PCT = 2.0
+"""Of one core. The kernel and the guest agent of a sandbox in which nothing runs use a tenth of it."""
 
 
 @dataclass(slots=True)
@@ -45,3 +47,21 @@ def usage_of(reading: Usage, limits: Limits, *, now: datetime, cpu_used_pct: flo
         disk_limit_bytes=limits.disk_mib << 20,
         process_count=reading.process_count,
     )
+
+
+@dataclass(slots=True)
+class RestWatch:
+    """Tells when something that worked has come to rest, once for each time."""
+
+    base_s: float | None = None
+    base_ns: int = 0
+    is_told: bool = False
+
+    def comes_to_rest(self, *, now_s: float, cpu_ns: int) -> bool:
+        """Whether it used next to nothing since the last reading, and more before."""
+        base_s, used_ns = self.base_s, cpu_ns - self.base_ns
+        self.base_s, self.base_ns = now_s, cpu_ns
+        rests = base_s is not None and used_ns * 100 < IDLE_PCT * (now_s - base_s) * 1e9
+        tells = rests and not self.is_told
+        self.is_told = rests
+        return tells

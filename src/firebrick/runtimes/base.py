@@ -66,6 +66,9 @@ class Capability(StrEnum):
     AGENT_LINE = "agent_line"
     """The driver is an `AgentLine` too."""
 
+    GIVES_BACK = "gives_back"
+    """The driver is a `MemoryGiver` too."""
+
     KEEPS_MEMORY = "keeps_memory"
     """The driver is a `MemoryKeeper` too; it is a `Freezer` as well."""
 
@@ -202,6 +205,16 @@ class AgentLine(Protocol):
         Raises: FileNotFoundError: the machine has no such line, for an earlier version of ours started it; OSError:
         nobody answers, which `TimeoutError` is too.
         """
+        ...
+
+
+class MemoryGiver(Protocol):
+    """Optional power, told by `Capability.GIVES_BACK`: machines whose guests free memory that the host cannot see."""
+
+    async def take_back(self, machine_id: MachineId) -> int:
+        """Let the host have what a running machine's guest has freed; how many bytes. The guest may use all of its
+        memory as before when this returns, or soon after. Takes a moment where there is something to be had, and next
+        to nothing where not. Never fails: what is not given back stays the guest's. Cancel: as when it returns."""
         ...
 
 

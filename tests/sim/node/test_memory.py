@@ -17,6 +17,7 @@ from firebrick.node.records import MachineState
 from firebrick.node.recovery import end_everything
 from firebrick.node.supervisor import NodeAgent
 from firebrick.rpc.node_api import NodeSandbox, NodeSandboxState, PauseSandbox
+from firebrick.runtimes.base import Capability
 from tests.sim.node.world import World, request
 from tests.support.wait import wait_for
 
@@ -55,6 +56,17 @@ async def is_saved(agent: NodeAgent, world: World, sandbox: NodeSandbox) -> bool
     (listed,) = [found for found in await agent.list_sandboxes() if found.sandbox_id == sandbox.sandbox_id]
     assert (listed.state, listed.keeps_memory) == (NodeSandboxState.PAUSED, True), "it was missing, or without memory"
     return listed.address == "" and sandbox.machine_id not in world.runtime.machines and world.taken_slot_count() == 0
+
+
+async def test_what_was_freed_is_given_back_before_it_is_saved(world: World, agent: NodeAgent) -> None:
+    """By a pause and by a snapshot, while the kernel inside still runs."""
+    world.runtime.offered |= {Capability.GIVES_BACK}
+    started = await counting(agent, world)
+    machine = world.runtime.machines[started.machine_id]
+    before = machine.take_back_count
+    await agent.snapshot_sandbox(started.sandbox_id, new_snapshot_id(), keep_memory=True)
+    await pause(agent, started)
+    assert machine.take_back_count >= before + 2
 
 
 def counter(world: World, sandbox: NodeSandbox) -> str | None:

@@ -84,6 +84,16 @@ async def test_a_long_pause_gives_memory_back(world: World, agent: NodeAgent) ->
     await wait_for(lambda: machine.reclaim_count == 2)
 
 
+async def test_a_sandbox_at_rest_gives_back_what_it_freed(world: World, agent: NodeAgent) -> None:
+    """Each time that it has worked and comes to rest."""
+    world.runtime.offered |= {Capability.GIVES_BACK}
+    started = await agent.start_sandbox(request())
+    machine = world.runtime.machines[started.machine_id]
+    for count in (1, 2):
+        await wait_for(lambda count=count: machine.take_back_count == count)
+        machine.cpu_ns += 10**15
+
+
 async def test_a_full_disk_refuses_a_snapshot_and_harms_nothing(world: World, agent: NodeAgent) -> None:
     """DiskFull, nothing is left, and the sandbox goes on."""
     started = await agent.start_sandbox(request())

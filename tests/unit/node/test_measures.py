@@ -6,7 +6,7 @@ from pathlib import Path
 from firebrick.network.base import Slot
 from firebrick.node.capacity import DISK_OVERCOMMIT, MachineFacts, capacity_of, has_room
 from firebrick.node.machine import ID_COUNT, guest_files, id_shift_of
-from firebrick.node.usage import CpuMeter
+from firebrick.node.usage import CpuMeter, RestWatch
 
 FACTS = MachineFacts(cpu_count=2, memory_mib=8000, disk_mib=100_000, disk_free_mib=50_000)
 
@@ -73,3 +73,14 @@ def test_what_is_saved_leaves_the_reserve() -> None:
     reserve_mib = max(2_048, FACTS.disk_mib // 20)
     free_mib = FACTS.disk_free_mib - reserve_mib
     assert [has_room(FACTS, wanted_mib) for wanted_mib in (0, free_mib - 1, free_mib)] == [True, True, False]
+
+
+def test_coming_to_rest_is_told_once() -> None:
+    """Not of one that has just been seen first, nor again before it has worked."""
+    watch, second_ns = RestWatch(), 1_000_000_000
+    readings = [0, 5, 5.1, 5.2, 65, 65.1, 65.1]
+    told = [
+        watch.comes_to_rest(now_s=60.0 * number, cpu_ns=int(used_s * second_ns))
+        for number, used_s in enumerate(readings)
+    ]
+    assert told == [False, False, True, False, False, True, False]

@@ -87,6 +87,20 @@ class MachineApi:
         }
         await self._ask("PUT", "/snapshot/load", body)
 
+    async def balloon(self, size_mib: int) -> None:
+        """Ask the guest's kernel to take so much memory for nobody, which the host gets back, or to take it no longer.
+
+        Raises ApiFailed: there is no balloon, or no driver of it inside.
+        """
+        await self._ask("PATCH", "/balloon", {"amount_mib": size_mib})
+
+    async def balloon_mib(self) -> int:
+        """How much it has taken, by its own word. Raises ApiFailed."""
+        found = (await self._ask("GET", "/balloon/statistics")).get("actual_mib")
+        if not isinstance(found, int):
+            raise ApiFailed("GET /balloon/statistics: the answer has no size")
+        return found
+
     async def change(self, path: str, body: Mapping[str, Any]) -> None:
         """Change a device of a machine that was started. Raises ApiFailed."""
         await self._ask("PATCH", path, body)

@@ -19,6 +19,7 @@ from firebrick.runtimes.base import Capability, MachineSpec, MachineStatus, Runt
 from firebrick.runtimes.console import console_tail
 from firebrick.runtimes.firecracker.agent_drive import AgentDrives
 from firebrick.runtimes.firecracker.api import ApiFailed, MachineApi
+from firebrick.runtimes.firecracker.balloon import Balloons
 from firebrick.runtimes.firecracker.filling import fill_jail, read_report, read_started
 from firebrick.runtimes.firecracker.memory import AGENT, SaveFacts
 from firebrick.runtimes.firecracker.plan import API_SOCKET, VSOCK_SOCKET, Jail, Rates, Report, Tools, cpu_count
@@ -35,7 +36,7 @@ KILLED = 128 + 9
 
 
 class FirecrackerRuntime:
-    """Implements runtimes.base.Runtime, Freezer, MemoryKeeper and AgentLine.
+    """Implements runtimes.base.Runtime, Freezer, MemoryKeeper, MemoryGiver and AgentLine.
 
     Args:
         tools: as `firebrick setup firecracker` leaves them.
@@ -45,7 +46,13 @@ class FirecrackerRuntime:
 
     name = RuntimeName.FIRECRACKER
     capabilities: frozenset[Capability] = frozenset(
-        {Capability.FREEZE, Capability.OWN_KERNEL, Capability.KEEPS_MEMORY, Capability.AGENT_LINE}
+        {
+            Capability.FREEZE,
+            Capability.OWN_KERNEL,
+            Capability.KEEPS_MEMORY,
+            Capability.GIVES_BACK,
+            Capability.AGENT_LINE,
+        }
     )
 
     def __init__(
@@ -61,6 +68,7 @@ class FirecrackerRuntime:
         self._jails = state_dir / "jails"
         self._agents = AgentDrives(state_dir / "agents")
         self._saves = Saves(tools=tools, rates=rates or Rates(), start_timeout_s=start_timeout_s)
+        self._balloons = Balloons(start_timeout_s=start_timeout_s)
         self._start_timeout_s = start_timeout_s
         self._machines = DetachedMachines(
             state_dir=state_dir,
@@ -119,6 +127,7 @@ class FirecrackerRuntime:
         return self._machines.status(machine_id).is_running
 
     async def destroy(self, machine_id: MachineId) -> None:
+        self._balloons.forget(machine_id)
         await self._machines.destroy(machine_id)
 
     async def freeze(self, machine_id: MachineId) -> None:
@@ -141,6 +150,10 @@ class FirecrackerRuntime:
 
     async def reclaim(self, machine_id: MachineId) -> int:
         return await self._machines.reclaim(machine_id)
+
+    async def take_back(self, machine_id: MachineId) -> int:
+        pid = self._machines.status(machine_id).pid
+        return await self._balloons.take_back(machine_id, self._api(machine_id), pid) if pid is not None else 0
 
     async def save_memory(self, machine_id: MachineId, directory: Path) -> None:
         await self._saves.save(self._jail(machine_id), self._api(machine_id), directory)
@@ -168,19 +181,26 @@ class FirecrackerRuntime:
         found = await self._machines.recover()
         async with asyncio.TaskGroup() as group:
             # A monitor that is slow to answer keeps none of the others waiting.
-            asked = {machine_id: group.create_task(self._is_waiting(machine_id)) for machine_id in found}
+            asked = {machine_id: group.create_task(self._settle(machine_id)) for machine_id in found}
         for machine_id in found:
             if asked[machine_id].result():
                 await self._machines.destroy(machine_id)
         return tuple(machine_id for machine_id in found if not asked[machine_id].result())
 
-    async def _is_waiting(self, machine_id: MachineId) -> bool:
-        """Whether it was to go on from a save and nobody told its monitor to: its start was cut off."""
+    async def _settle(self, machine_id: MachineId) -> bool:
+        """Finish what was being done with it. Whether it was to go on from a save and nobody told its monitor to: its
+        start was cut off."""
+        api = self._api(machine_id)
         try:
             started = await asyncio.to_thread(read_started, self._jail(machine_id))
-            return started.is_restored and await self._api(machine_id).state() == "Not started"
+            state = await api.state()
+            if started.is_restored and state == "Not started":
+                return True
+            # We may have ended while its balloon was full.
+            await api.balloon(0)
         except (OSError, ValueError, ApiFailed):
             return False
+        return False
 
     async def close(self) -> None:
         await asyncio.to_thread(self._machines.close)

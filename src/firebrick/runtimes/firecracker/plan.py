@@ -42,6 +42,15 @@ GUEST_CID = 3
 REPORT_BYTES = 512
 MOST_CPU_COUNT = 32
 
+BALLOON = {
+    "amount_mib": 0,
+    # Whoever needs memory while the balloon has it gets it from there, before anybody is killed for it.
+    "deflate_on_oom": True,
+    # How much it has taken is told only where there are statistics, of which the monitor reads none (balloon.py): asked
+    # for as seldom as can be.
+    "stats_polling_interval_s": 65_535,
+}
+
 BOOT_ARGUMENTS = (
     "console=ttyS0",
     # A guest that restarts or panics ends: the keyboard controller's reset is what the monitor takes for the end.
@@ -202,6 +211,7 @@ def machine_config(limits: Limits, *, network: Network | None, rates: Rates, tra
         "vsock": {"guest_cid": GUEST_CID, "uds_path": f"/{VSOCK_SOCKET}"},
         # The guest's pool of randomness is fed by the host's as well as by its CPU.
         "entropy": {},
+        "balloon": BALLOON,
     }
     return config
 

@@ -43,6 +43,7 @@ class SimMachine:
     exit: MachineExit | None = None
     is_frozen: bool = False
     reclaim_count: int = 0
+    take_back_count: int = 0
     cpu_ns: int = 0
     memory_bytes: int = IDLE_MEMORY_BYTES
 
@@ -105,6 +106,13 @@ class SimRuntime:
 
     async def reclaim(self, machine_id: MachineId) -> int:
         self._living(machine_id).reclaim_count += 1
+        return 0
+
+    async def take_back(self, machine_id: MachineId) -> int:
+        machine = self._living(machine_id)
+        if machine.is_frozen:
+            raise WrongState(f"The simulated machine {machine_id} stands still, so its kernel gives nothing back.")
+        machine.take_back_count += 1
         return 0
 
     async def save_memory(self, machine_id: MachineId, directory: Path) -> None:
