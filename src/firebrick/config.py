@@ -45,6 +45,9 @@ class Config:
         0, "MiB/s", "most that a microVM reads and writes of each drive; 0: no limit"
     )
     firecracker_network_mib_per_s: int = setting(0, "MiB/s", "most that a microVM sends and receives; 0: no limit")
+    firecracker_huge_pages: str = setting(
+        "off", "name", "on: microVMs in 2 MiB pages that the host has reserved; pauses then keep memory in place only"
+    )
     network_prefix: str = setting("10.111.0.0/16", "CIDR", "addresses of slots on this host; must be unused there")
     slot_count: int = setting(0, "count", "network slots made ahead; 0 sizes it to the machine")
     dns_servers: str = setting("8.8.8.8,1.1.1.1", "addresses", "name servers a sandbox is told, comma-separated")
@@ -218,6 +221,8 @@ def _check(config: Config) -> None:
         raise Invalid(f"Setting 'runtime' must be auto, firecracker, gvisor, container or sim, not '{config.runtime}'.")
     if config.disk_clones not in ("auto", "sparse", "reflink", "devmapper"):
         raise Invalid(f"Setting 'disk_clones' must be auto, sparse, reflink or devmapper, not '{config.disk_clones}'.")
+    if config.firecracker_huge_pages not in ("off", "on"):
+        raise Invalid(f"Setting 'firecracker_huge_pages' must be on or off, not '{config.firecracker_huge_pages}'.")
     if config.disk_pool and config.disk_clones not in ("auto", "devmapper"):
         raise Invalid(f"Setting 'disk_pool' is for devmapper; 'disk_clones' is '{config.disk_clones}'.")
     if config.patience <= 0:

@@ -96,6 +96,8 @@ class HostFacts:
     kvm_parameters: {module: {parameter: value}} of kvm_intel and kvm_amd.
     container: what says that this is a container; "": nothing does.
     huge_pages: the chosen word of transparent_hugepage/enabled; "" without them.
+    reserved_mib: what the host has set aside in pages of 2 MiB.
+    wanted_reserved_mib: the least that the settings ask for; 0: nothing.
     """
 
     architecture: str
@@ -111,6 +113,8 @@ class HostFacts:
     kvm_parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     swaps: tuple[str, ...] = ()
     huge_pages: str = ""
+    reserved_mib: int = 0
+    wanted_reserved_mib: int = 0
     merges_pages: bool = False
     limits: ProcessLimits = ProcessLimits()
     data: Place

@@ -33,6 +33,7 @@ def host_findings(facts: HostFacts, *, boots: bool | None) -> tuple[ProbeResult,
         place_finding(facts),
         swap_finding(facts),
         huge_pages_finding(facts),
+        reserved_pages_finding(facts),
         merging_finding(facts),
         limits_finding(facts),
     )
@@ -161,6 +162,24 @@ def huge_pages_finding(facts: HostFacts) -> ProbeResult:
         name=name, status=_WARN, summary="transparent ones: always", why=why,
         advice=(("sh", "-c", f"echo madvise > {_HUGE_PAGES}"),),
     )  # fmt: skip
+
+
+def reserved_pages_finding(facts: HostFacts) -> ProbeResult:
+    """Pages of 2 MiB that microVMs are to have, by the setting `firecracker_huge_pages`."""
+    name = "reserved pages"
+    if not facts.wanted_reserved_mib:
+        return ProbeResult(name=name, status=_OK, summary="not asked for")
+    summary = f"{facts.reserved_mib} MiB in pages of 2 MiB"
+    if facts.reserved_mib >= facts.wanted_reserved_mib:
+        return ProbeResult(name=name, status=_OK, summary=summary)
+    why = (
+        "`firecracker_huge_pages` is on, and not one sandbox of the base template fits into them. Reserve what all "
+        "sandboxes at once may use, early after the host's start: what is reserved nothing else can use."
+    )
+    count = -(-facts.wanted_reserved_mib // 2)
+    return ProbeResult(
+        name=name, status=_WARN, summary=summary, why=why, advice=(("sysctl", "-w", f"vm.nr_hugepages={count}"),)
+    )
 
 
 def merging_finding(facts: HostFacts) -> ProbeResult:

@@ -49,6 +49,8 @@ def read_host(config: Config) -> HostFacts:
         kvm_parameters={name: _parameters(name) for name in _KVM_MODULES if Path("/sys/module", name).exists()},
         swaps=swaps_of(_text(Path("/proc/swaps"))),
         huge_pages=chosen_word(_text(memory / "transparent_hugepage" / "enabled")),
+        reserved_mib=int(_text(memory / "hugepages" / "hugepages-2048kB" / "nr_hugepages").strip() or 0) * 2,
+        wanted_reserved_mib=config.default_memory_mib if config.firecracker_huge_pages == "on" else 0,
         merges_pages=_text(memory / "ksm" / "run").strip() == "1",
         limits=ProcessLimits(
             process_count=_hard_limit(resource.RLIMIT_NPROC),

@@ -132,6 +132,7 @@ def build_runtimes(config: Config, instance: str) -> Mapping[RuntimeName, Runtim
                 network_bytes_per_s=config.firecracker_network_mib_per_s << 20,
             ),
             start_timeout_s=start_timeout_s,
+            huge_pages=config.firecracker_huge_pages == "on",
         )
     return runtimes
 

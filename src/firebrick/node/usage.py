@@ -8,7 +8,7 @@ from firebrick.rpc.node_api import SandboxUsage
 
 SHORTEST_SPAN_S = 1.0
 IDLE_PCT = 2.0
-"""Of one core. The kernel and the guest agent of a sandbox in which nothing runs use a tenth of it."""
+"""Of one core: who uses less over a minute is at rest."""
 
 
 @dataclass(slots=True)

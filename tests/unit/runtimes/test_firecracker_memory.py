@@ -116,7 +116,7 @@ def test_damage_is_seen(sizes: dict[str, int], state: bytes, named: str) -> None
 
 def test_facts_and_starts_are_read_as_written() -> None:
     assert facts_from_json(facts_to_json(SAVE)) == SAVE
-    for started in (STARTED, replace(STARTED, network=None, is_restored=True, tracks=True)):
+    for started in (STARTED, replace(STARTED, network=None, is_restored=True, tracks=True, is_huge=True)):
         assert started_from_json(started_to_json(started)) == started
 
 

@@ -47,7 +47,7 @@ def spec(*argv: str, **changes: object) -> MachineSpec:
 def test_the_configuration() -> None:
     """Whole CPUs, the guest's memory, drives in the order that the init script knows, and no metadata service."""
     config = machine_config(LIMITS, network=NETWORK, rates=Rates(), tracks=False)
-    expected = {"vcpu_count": 2, "mem_size_mib": 256, "smt": False, "track_dirty_pages": False}
+    expected = {"vcpu_count": 2, "mem_size_mib": 256, "smt": False, "track_dirty_pages": False, "huge_pages": "None"}
     assert config["machine-config"] == expected
     drives = [(drive["drive_id"], drive["is_read_only"]) for drive in config["drives"]]
     assert drives == [("image", True), ("disk", False), ("agent", True), ("spec", True), ("report", False)]
@@ -57,6 +57,14 @@ def test_the_configuration() -> None:
     assert "mmds-config" not in config
     assert "entropy" in config
     assert config["vsock"] == {"guest_cid": 3, "uds_path": "/vsock.sock"}
+
+
+def test_huge_pages_have_no_balloon() -> None:
+    """The monitor refuses one beside them."""
+    assert "balloon" in machine_config(LIMITS, network=NETWORK, rates=Rates())
+    config = machine_config(LIMITS, network=NETWORK, rates=Rates(), is_huge=True)
+    assert config["machine-config"]["huge_pages"] == "2M"
+    assert "balloon" not in config
 
 
 def test_rates_limit_every_drive_and_both_ways() -> None:

@@ -10,6 +10,7 @@ of 512 bytes: it is the guest's word, and decides nothing but what is told of th
 
 import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from firebrick.linux.cgroup import CgroupLimits
@@ -21,6 +22,7 @@ from firebrick.runtimes.firecracker.agent_drive import AgentDrives
 from firebrick.runtimes.firecracker.api import ApiFailed, MachineApi
 from firebrick.runtimes.firecracker.balloon import Balloons
 from firebrick.runtimes.firecracker.filling import fill_jail, read_report, read_started
+from firebrick.runtimes.firecracker.huge_pages import HugePages, taken_mib
 from firebrick.runtimes.firecracker.memory import AGENT, SaveFacts
 from firebrick.runtimes.firecracker.plan import API_SOCKET, VSOCK_SOCKET, Jail, Rates, Report, Tools, cpu_count
 from firebrick.runtimes.firecracker.saves import Saves
@@ -42,18 +44,11 @@ class FirecrackerRuntime:
         tools: as `firebrick setup firecracker` leaves them.
         state_dir: ours alone; kept over restarts.
         instance: in the names of our cgroups.
+        huge_pages: guests have pages of 2 MiB that the host has set aside. Their memory is neither saved nor given
+            back: the monitor maps no save into such pages, and has no balloon beside them.
     """
 
     name = RuntimeName.FIRECRACKER
-    capabilities: frozenset[Capability] = frozenset(
-        {
-            Capability.FREEZE,
-            Capability.OWN_KERNEL,
-            Capability.KEEPS_MEMORY,
-            Capability.GIVES_BACK,
-            Capability.AGENT_LINE,
-        }
-    )
 
     def __init__(
         self,
@@ -63,11 +58,15 @@ class FirecrackerRuntime:
         instance: str,
         rates: Rates | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
+        huge_pages: bool = False,
     ) -> None:
+        small = frozenset() if huge_pages else frozenset({Capability.KEEPS_MEMORY, Capability.GIVES_BACK})
+        self.capabilities = small | {Capability.FREEZE, Capability.OWN_KERNEL, Capability.AGENT_LINE}
+        self._huge_pages = HugePages()
         self._tools = tools
         self._jails = state_dir / "jails"
         self._agents = AgentDrives(state_dir / "agents")
-        self._saves = Saves(tools=tools, rates=rates or Rates(), start_timeout_s=start_timeout_s)
+        self._saves = Saves(tools=tools, rates=rates or Rates(), start_timeout_s=start_timeout_s, huge_pages=huge_pages)
         self._balloons = Balloons(start_timeout_s=start_timeout_s)
         self._start_timeout_s = start_timeout_s
         self._machines = DetachedMachines(
@@ -91,14 +90,21 @@ class FirecrackerRuntime:
         def plan() -> StartPlan:
             return fill_jail(self._tools, jail, spec, agent=agent, started=started)
 
-        status = await self._machines.start(spec, host_limits(spec.limits), plan)
+        if started.is_huge:
+            pids = {found: self._machines.status(found).pid for found in self._huge_pages.machines}
+            self._huge_pages.promise(spec.machine_id, started.memory_mib, pids)
+        try:
+            status = await self._machines.start(spec, host_limits(spec.limits), plan)
+        except BaseException:
+            self._huge_pages.forget(spec.machine_id)
+            raise
         try:
             if save is None:
                 await self._wait_running(spec)
             else:
                 await self._load(spec, save)
         except BaseException:
-            await self._machines.destroy(spec.machine_id)
+            await self.destroy(spec.machine_id)
             raise
         return status
 
@@ -129,6 +135,7 @@ class FirecrackerRuntime:
     async def destroy(self, machine_id: MachineId) -> None:
         self._balloons.forget(machine_id)
         await self._machines.destroy(machine_id)
+        self._huge_pages.forget(machine_id)
 
     async def freeze(self, machine_id: MachineId) -> None:
         try:
@@ -175,7 +182,13 @@ class FirecrackerRuntime:
         return exit_of(machine_id, report, ended.exit_code)
 
     async def usage(self, machine_id: MachineId) -> Usage | None:
-        return self._machines.usage(machine_id)
+        found = self._machines.usage(machine_id)
+        if found is None or machine_id not in self._huge_pages.machines:
+            return found
+        # The cgroup does not count them.
+        huge_bytes = taken_mib(self._machines.status(machine_id).pid) << 20
+        memory_bytes = found.memory_bytes + huge_bytes
+        return replace(found, memory_bytes=memory_bytes, memory_peak_bytes=found.memory_peak_bytes + huge_bytes)
 
     async def recover(self) -> tuple[MachineId, ...]:
         found = await self._machines.recover()
@@ -193,11 +206,14 @@ class FirecrackerRuntime:
         api = self._api(machine_id)
         try:
             started = await asyncio.to_thread(read_started, self._jail(machine_id))
+            if started.is_huge:
+                self._huge_pages.remember(machine_id, started.memory_mib)
             state = await api.state()
             if started.is_restored and state == "Not started":
                 return True
-            # We may have ended while its balloon was full.
-            await api.balloon(0)
+            if not started.is_huge:
+                # We may have ended while its balloon was full.
+                await api.balloon(0)
         except (OSError, ValueError, ApiFailed):
             return False
         return False

@@ -78,7 +78,13 @@ def fill_jail(tools: Tools, jail: Jail, spec: MachineSpec, *, agent: Path, start
         raise ValueError(f"its place in the network is {network}, and was {started.network} when it was saved")
     jail.started.write_text(started_to_json(replace(started, network=network)))
     if not started.is_restored:
-        config = machine_config(spec.limits, network=network, rates=started.rates, tracks=started.tracks)
+        config = machine_config(
+            spec.limits,
+            network=network,
+            rates=started.rates,
+            tracks=started.tracks,
+            is_huge=started.is_huge,
+        )
         _write(jail.root / CONFIG, json.dumps(config).encode(), spec)
     extra = {inside: source.read_bytes() for inside, source in spec.files.items()}
     _write(jail.root / SPEC, spec_archive(spec, network, extra), spec)

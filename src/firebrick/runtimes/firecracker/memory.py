@@ -69,6 +69,7 @@ class Started:
     Attributes:
         is_restored: from another's memory.
         tracks: its monitor remembers which pages are written.
+        is_huge: its memory is in pages of 2 MiB.
     """
 
     user_id: int
@@ -80,6 +81,7 @@ class Started:
     rates: Rates
     is_restored: bool
     tracks: bool = False
+    is_huge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +277,7 @@ def _started_out(started: Started) -> dict[str, Any]:
         "network_bytes_per_s": started.rates.network_bytes_per_s,
         "is_restored": started.is_restored,
         "tracks": started.tracks,
+        "is_huge": started.is_huge,
     }  # fmt: skip
 
 
@@ -297,6 +300,7 @@ def _started_in(found: Any) -> Started:
             disk_bytes_per_s=int(found["disk_bytes_per_s"]), network_bytes_per_s=int(found["network_bytes_per_s"])
         ),
         is_restored=bool(found["is_restored"]),
-        # Earlier versions of ours wrote no such word, and let no monitor do it.
+        # Earlier versions of ours wrote no such words, and let no monitor do it.
         tracks=bool(found.get("tracks", False)),
+        is_huge=bool(found.get("is_huge", False)),
     )

@@ -189,10 +189,14 @@ def cpu_count(limits: Limits) -> int:
     return min(MOST_CPU_COUNT, max(1, -(-limits.millicpu // 1000)))
 
 
-def machine_config(limits: Limits, *, network: Network | None, rates: Rates, tracks: bool) -> Json:
+def machine_config(
+    limits: Limits, *, network: Network | None, rates: Rates, tracks: bool = False, is_huge: bool = False
+) -> Json:
     """config.json of a microVM. Without MMDS: there is no metadata service to reach.
 
-    Args: tracks: the monitor remembers which pages are written.
+    Args:
+        tracks: the monitor remembers which pages are written.
+        is_huge: the guest's memory is in pages of 2 MiB, of which a balloon cannot take any.
     """
     config: Json = {
         "boot-source": {
@@ -205,14 +209,16 @@ def machine_config(limits: Limits, *, network: Network | None, rates: Rates, tra
             "mem_size_mib": limits.memory_mib,
             "smt": False,
             "track_dirty_pages": tracks,
+            "huge_pages": "2M" if is_huge else "None",
         },
         "drives": [_drive(name, rates) for name in DRIVES],
         "network-interfaces": [] if network is None else [_interface(network, rates)],
         "vsock": {"guest_cid": GUEST_CID, "uds_path": f"/{VSOCK_SOCKET}"},
         # The guest's pool of randomness is fed by the host's as well as by its CPU.
         "entropy": {},
-        "balloon": BALLOON,
     }
+    if not is_huge:
+        config["balloon"] = BALLOON
     return config
 
 

@@ -48,9 +48,10 @@ class ToolFacts:
 class Saves:
     """Args: start_timeout_s: what a program of the tools may take, and a save for each GiB."""
 
-    def __init__(self, *, tools: Tools, rates: Rates, start_timeout_s: float) -> None:
+    def __init__(self, *, tools: Tools, rates: Rates, start_timeout_s: float, huge_pages: bool = False) -> None:
         self._tools = tools
         self._rates = rates
+        self._huge_pages = huge_pages
         self._start_timeout_s = start_timeout_s
         self._tool_facts: tuple[object, ToolFacts] | None = None
 
@@ -59,6 +60,8 @@ class Saves:
         place = SavePlace(directory=jail.save_place)
         try:
             started = await asyncio.to_thread(read_started, jail)
+            if started.is_huge:
+                raise ValueError("it is in huge pages, and nothing could go on from a save of them")
             if (state := await api.state()) != "Paused":
                 raise ValueError(f"it is not frozen but {state.lower()}")
             version = await api.version()
@@ -134,7 +137,8 @@ class Saves:
             network=None,
             rates=self._rates,
             is_restored=False,
-            tracks=tracks_from_start(await asyncio.to_thread(_large_pages)),
+            tracks=not self._huge_pages and tracks_from_start(await asyncio.to_thread(_large_pages)),
+            is_huge=self._huge_pages,
         )
 
     async def _read_tools(self) -> ToolFacts:
