@@ -1,10 +1,12 @@
 """MicroVMs that go on from saved memory: ours beside Firecracker alone, driven by the few lines that it takes.
 
 python -m benchmarks.restore [--count N]     (as root, where tests of microVMs run: `./dev lab run`)
+python -m benchmarks.restore --monitors      (wherever /dev/kvm opens: until the monitor has loaded the save; no guest)
 
 Alone means: a process in the slot's network namespace and in a root directory filled before, without jailer, cgroup,
 mounts, own user or records, and one request of its API. Both go on from the same save, on a disk that was copied
-before, behind a tap; the clock starts before the process and stops at the first answer of the guest's server.
+before, behind a tap; the clock starts before the process and stops at the first answer of the guest's server, or with
+`--monitors` when its processors run.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +30,20 @@ from firebrick.linux.tap import put_tap_before
 from firebrick.runtimes.base import MachineSpec
 from firebrick.runtimes.firecracker.api import ApiFailed, MachineApi
 from firebrick.runtimes.firecracker.plan import TAP
+from tests.support.firecracker import monitor_tools
 from tests.support.instance import CACHE
 from tests.support.leaks import LeakCheck
 from tests.support.runtime_bench import RuntimeBench, runtime_bench
 from tests.support.wait import wait_for
 
 AT_ONCE = 10
-PLAIN, OURS = "Firecracker alone: process → first answer", "ours: start → first answer"
+PLAIN, OURS = "Firecracker alone: process → going on", "ours: start → going on"
 START = "of which start"
+
+Answer = Callable[[RuntimeBench, MachineSpec], Awaitable[None]]
+"""Returns when a machine that was told to go on has done so."""
 ONE = "ours, one"
-PLAIN_TEN, TEN = f"alone, {AT_ONCE} at once: all of them answer", f"ours, {AT_ONCE} at once: all of them answer"
+PLAIN_TEN, TEN = f"alone, {AT_ONCE} at once: all of them go on", f"ours, {AT_ONCE} at once: all of them go on"
 
 
 @dataclass(slots=True)
@@ -77,7 +83,7 @@ class Alone:
                 await api.state()
                 break
             except ApiFailed:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.001)
         await api.load(memory="/memory", state="/state", resumes=True, tracks=False)
 
     def end(self) -> None:
@@ -101,11 +107,23 @@ async def alone(bench: RuntimeBench, save: Path) -> AsyncIterator[Alone]:
         made.end()
 
 
-async def answer(bench: RuntimeBench, spec: MachineSpec) -> None:
+async def guest_answers(bench: RuntimeBench, spec: MachineSpec) -> None:
     await wait_for(lambda: bench.answers(spec))
 
 
-async def measure_one(bench: RuntimeBench, save: Path, figures: Figures, count: int) -> None:
+async def monitor_answers(bench: RuntimeBench, spec: MachineSpec) -> None:
+    """Its answer to the load was all that there is to wait for."""
+
+
+async def begun(bench: RuntimeBench) -> MachineSpec:
+    """A machine whose guest need not come up: its kernel has had a moment to touch its memory."""
+    spec = await bench.spec()
+    await bench.runtime.start(spec)
+    await asyncio.sleep(0.3)
+    return spec
+
+
+async def measure_one(bench: RuntimeBench, save: Path, answer: Answer, figures: Figures, count: int) -> None:
     """Ours and alone in turn, so that what else the machine does falls on both."""
     cpu_ms = []
     for _ in range(count + 1):
@@ -128,7 +146,7 @@ async def measure_one(bench: RuntimeBench, save: Path, figures: Figures, count: 
     figures.notes.append(f"Processor time of a start: {own:.0f} ms of ours, {jailer:.0f} ms of shell and jailer.")
 
 
-async def measure_ten(bench: RuntimeBench, save: Path, figures: Figures, count: int) -> None:
+async def measure_ten(bench: RuntimeBench, save: Path, answer: Answer, figures: Figures, count: int) -> None:
     async def one(spec: MachineSpec) -> None:
         await bench.runtime.start(spec)
         await answer(bench, spec)
@@ -205,26 +223,30 @@ def tell_size(save: Path, figures: Figures) -> None:
     )
 
 
-async def measure(count: int, figures: Figures) -> None:
-    async with runtime_bench("firecracker", LeakCheck()) as bench:
-        source = await bench.serving()
+async def measure(count: int, figures: Figures, *, monitors_only: bool) -> None:
+    if monitors_only:
+        await monitor_tools()
+    async with runtime_bench("monitor" if monitors_only else "firecracker", LeakCheck()) as bench:
+        source = await (begun(bench) if monitors_only else bench.serving())
         with figures.timed("save: freeze, write, take out, copy the disk"):
             save = await bench.saved(source)
         await bench.runtime.destroy(source.machine_id)
         tell_size(save, figures)
-        await measure_one(bench, save, figures, count)
-        await measure_ten(bench, save, figures, max(1, count // 3))
+        answer = monitor_answers if monitors_only else guest_answers
+        await measure_one(bench, save, answer, figures, count)
+        await measure_ten(bench, save, answer, figures, max(1, count // 3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=9)
+    parser.add_argument("--monitors", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("microVMs need root")
     figures = Figures(f"restore ({machine()})")
-    asyncio.run(measure(options.count, figures))
+    asyncio.run(measure(options.count, figures, monitors_only=options.monitors))
     figures.show()
     figures.write(options.json)
 

@@ -63,9 +63,19 @@ def _passed(machine: Fleet, selected: str, *tests: str) -> str:
 def test_the_official_client_uses_a_whole_instance(machine: Fleet) -> None:
     """`firebrick up --runtime firecracker` goes through in one call; create, commands, files, terminal, server, pause,
     resume and kill are what they are on other runtimes; `firebrick down` leaves nothing."""
+    _use_an_instance(machine)
+
+
+@pytest.mark.nightly
+def test_the_official_client_uses_an_instance_on_a_thin_pool(machine: Fleet) -> None:
+    """The same where disks are devices of a thin pool; afterwards neither device nor pool is there."""
+    _use_an_instance(machine, disk_clones="devmapper")
+
+
+def _use_an_instance(machine: Fleet, **settings: str) -> None:
     for attempt in range(1, ATTEMPT_COUNT + 1):
         try:
-            with whole_instance(machine.outers[0]) as instance:
+            with whole_instance(machine.outers[0], **settings) as instance:
                 _live(instance)
             return
         except Exception:

@@ -37,6 +37,8 @@ LEFT = """
 ls -d /sys/fs/cgroup/firebrick-* /run/netns/* /run/firebrick/* 2>/dev/null || true
 grep ' /var/lib/firebrick' /proc/mounts || true
 pgrep -a firecracker || true
+dmsetup ls 2>/dev/null | grep firebrick- || true
+losetup -a | grep /var/lib/firebrick/node || true
 """
 
 

@@ -19,6 +19,8 @@ from tests.support.wait import wait_for
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_kvm]
 
 DISK_BYTES_PER_S, NETWORK_BYTES_PER_S = 256 << 10, 64 << 10
+RATES = Rates(disk_bytes_per_s=DISK_BYTES_PER_S, network_bytes_per_s=NETWORK_BYTES_PER_S)
+ROOMY = replace(LIMITS, disk_mib=1024)
 SEND = f"""
 import socket
 link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -58,11 +60,10 @@ COUNTS: dict[str, tuple[Callable[[RuntimeBench, MachineSpec], int], int]] = {
 }
 
 
-async def flooded(bench: RuntimeBench, kind: str, *, starts_another: bool = False) -> float:
-    """How many times as much as its rate a machine has moved that floods; without what its bucket holds at first, and
-    as much again for what its monitor does besides."""
+async def flooded(bench: RuntimeBench, kind: str, spec: MachineSpec, *, starts_another: bool = False) -> float:
+    """Let a machine flood, and end it. How many times as much as its rate it has moved; without what its bucket holds
+    at first, and as much again for what its monitor does besides."""
     count, rate = COUNTS[kind]
-    spec = await bench.serving(limits=replace(LIMITS, disk_mib=1024))
     flood = asyncio.create_task(bench.run(spec, f"timeout 600 {FLOODS[kind]}"))
     try:
         began_s, before = time.monotonic(), count(bench, spec)
@@ -80,9 +81,26 @@ async def flooded(bench: RuntimeBench, kind: str, *, starts_another: bool = Fals
 async def test_a_flood_is_held_to_its_rate(bench: RuntimeBench, kind: str) -> None:
     """What comes out of a guest that floods stays within its bucket, where without one it would not; meanwhile
     another machine starts and answers."""
-    free = await flooded(bench, kind)
-    bench.restart(rates=Rates(disk_bytes_per_s=DISK_BYTES_PER_S, network_bytes_per_s=NETWORK_BYTES_PER_S))
-    held = await flooded(bench, kind, starts_another=True)
+    free = await flooded(bench, kind, await bench.serving(limits=ROOMY))
+    bench.restart(rates=RATES)
+    held = await flooded(bench, kind, await bench.serving(limits=ROOMY), starts_another=True)
+    assert held <= 1 < free, f"{held:.2f} and {free:.2f} times the rate"
+
+
+@pytest.mark.parametrize("kind", ["disk", "network"])
+async def test_a_machine_that_goes_on_has_the_rates_of_now(bench: RuntimeBench, kind: str) -> None:
+    """Whatever they were when its memory was saved: the flood of one that was free is held, and of one that was held
+    it is free."""
+    source = await bench.serving(limits=ROOMY)
+    was_free = await bench.saved(source, "free")
+    await bench.runtime.destroy(source.machine_id)
+    bench.restart(rates=RATES)
+    held = await flooded(bench, kind, await bench.restored(was_free, limits=ROOMY))
+    source = await bench.restored(was_free, limits=ROOMY)
+    was_held = await bench.saved(source, "held")
+    await bench.runtime.destroy(source.machine_id)
+    bench.restart(rates=Rates())
+    free = await flooded(bench, kind, await bench.restored(was_held, limits=ROOMY))
     assert held <= 1 < free, f"{held:.2f} and {free:.2f} times the rate"
 
 

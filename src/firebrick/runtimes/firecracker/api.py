@@ -12,7 +12,7 @@ from typing import Any
 from firebrick.runtimes.firecracker.http_exchange import encode_request, exchange
 
 REQUEST_TIMEOUT_S = 10.0
-_STATE_POLL_S = 0.005
+_POLL_FIRST_S, _POLL_MOST_S, _POLL_GROWTH = 0.001, 0.1, 1.3
 
 
 class ApiFailed(Exception):
@@ -33,6 +33,7 @@ class MachineApi:
     async def wait_state(self, state: str, *, is_alive: Callable[[], bool]) -> None:
         """Return when the monitor is in that state. Raises ApiFailed: it ended, or did not get there in time."""
         why = ""
+        pause_s = _POLL_FIRST_S
         try:
             async with asyncio.timeout(self._timeout_s):
                 while is_alive():
@@ -41,7 +42,8 @@ class MachineApi:
                             return
                     except ApiFailed as exc:
                         why = str(exc)
-                    await asyncio.sleep(_STATE_POLL_S)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * _POLL_GROWTH, _POLL_MOST_S)
         except TimeoutError:
             why = f"not {state.lower()} after {self._timeout_s:g} s. {why}"
         raise ApiFailed(why or "the monitor has ended")
