@@ -21,13 +21,12 @@ from pathlib import Path
 
 from benchmarks.figures import Figures, machine
 from firebrick import log
-from firebrick.builder.agent_image import agent_argv, agent_env
 from firebrick.config import Config
 from firebrick.guestlink.sim import SimGuests
 from firebrick.main.node_drivers import build_drivers
 from firebrick.model.ids import new_sandbox_id, new_snapshot_id
 from firebrick.model.machine import Limits, RuntimeName
-from firebrick.node.drivers import AgentImage, NodeDrivers, NodeSettings
+from firebrick.node.drivers import NodeDrivers, NodeSettings
 from firebrick.node.identity import load_node_id
 from firebrick.node.records import MachineRecords
 from firebrick.node.service import NodeServer
@@ -156,14 +155,15 @@ async def node(directory: Path) -> AsyncIterator[Node]:
     write_small_image(directory / "templates")
     config = Config(data_dir=directory, network_prefix=free_prefix(), slot_count=SLOTS, patience=float(SLOWNESS))
     guests, limits = SimGuests(), Limits(millicpu=2000, memory_mib=256, disk_mib=10240, process_count=256)
-    agent = AgentImage(directory=directory / "agent", argv=agent_argv(), env=agent_env)
-    drivers = replace(build_drivers(config), links=guests.link, agent=agent, memory_kills=None)
+    built = build_drivers(config)
+    agent = replace(built.agent, directory=directory / "agent", version=lambda: "")
+    drivers = replace(built, links=guests.link, agent=agent, memory_kills=None)
     config.node_dir.mkdir(mode=0o711)
     config.run_dir.mkdir()
     settings = NodeSettings(
         node_id=load_node_id(config.node_dir), node_dir=config.node_dir, offered=(RuntimeName.FIRECRACKER,),
         dns_servers=("8.8.8.8",), start_concurrency=4, cpu_overcommit=100.0, memory_overcommit=100.0, warm_count=0,
-        warm_memory_mib=0, patience=config.patience,
+        warm_memory_mib=0, patience=config.patience, template_memory_count=0,
     )  # fmt: skip
     records = MachineRecords(settings.machines_dir)
     served = NodeAgent(drivers, settings, records)
