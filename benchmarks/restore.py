@@ -143,7 +143,12 @@ async def measure_one(bench: RuntimeBench, save: Path, answer: Answer, figures: 
         del figures.rows[name][0]
     figures.against[OURS] = PLAIN
     own, jailer = (sorted(column)[len(cpu_ms) // 2] for column in zip(*cpu_ms, strict=True))
-    figures.notes.append(f"Processor time of a start: {own:.0f} ms of ours, {jailer:.0f} ms of shell and jailer.")
+    figures.notes.append(f"Processor time of a start: {own:.1f} ms of ours, {jailer:.1f} ms of shell and jailer.")
+    least = {name: min(figures.rows[name]) for name in (PLAIN, OURS)}
+    figures.notes.append(
+        f"The least of each, which other work disturbed least: alone {least[PLAIN]:.1f} ms, ours {least[OURS]:.1f} ms "
+        f"({least[OURS] / least[PLAIN]:.2f})."
+    )
 
 
 async def measure_ten(bench: RuntimeBench, save: Path, answer: Answer, figures: Figures, count: int) -> None:
