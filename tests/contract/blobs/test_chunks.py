@@ -121,7 +121,8 @@ async def test_a_file_comes_back_with_its_holes(chunks: ChunkStore, tmp_path: Pa
     assert saved.about == {"of": "me"}
     assert {chunk.index for chunk in saved.chunks} == {4, 5, 9, 12, *range(20, 40)}
     assert (tmp_path / "target" / "disk").read_bytes() == source.read_bytes(), "another file came back"
-    assert (tmp_path / "target" / "disk").stat().st_blocks * 512 <= 24 * CHUNK_BYTES
+    # 24 chunks, and what the filesystem needs to find them.
+    assert (tmp_path / "target" / "disk").stat().st_blocks * 512 < 25 * CHUNK_BYTES
 
 
 async def test_a_file_that_was_cut_otherwise_stays_readable(
