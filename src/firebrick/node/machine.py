@@ -29,6 +29,7 @@ from firebrick.model.errors import Internal, WrongState
 from firebrick.model.ids import MachineId
 from firebrick.network.base import Slot
 from firebrick.node.drivers import NodeDrivers, NodeSettings
+from firebrick.node.guest_files import HOSTNAME, guest_files
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.node.saved_memory import SavedMemory, check_room, keeper_of, memory_of, store_memory
 from firebrick.rootfs.base import Rootfs
@@ -44,9 +45,6 @@ from firebrick.runtimes.base import (
 )
 
 log = get_log("node")
-
-HOSTNAME = "sandbox"
-"""The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
 
 ID_COUNT = 65_536
 FIRST_ID_SHIFT = 0x7000_0000
@@ -490,13 +488,3 @@ def id_shift_of(slot: Slot) -> int:
     Slots have two addresses each and no two instances on a host share any, so half the address tells them apart.
     """
     return FIRST_ID_SHIFT + (int(slot.address) & 0xFFFF) // 2 * ID_COUNT
-
-
-def guest_files(hostname: str, dns_servers: tuple[str, ...]) -> dict[str, str]:
-    """Files that every guest sees in place of its image's. Its own name must resolve, or `sudo` complains."""
-    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n"
-    return {
-        "/etc/hosts": hosts,
-        "/etc/hostname": f"{hostname}\n",
-        "/etc/resolv.conf": "".join(f"nameserver {server}\n" for server in dns_servers),
-    }

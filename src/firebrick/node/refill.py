@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from firebrick.log import get_log
 from firebrick.model.errors import FirebrickError
 from firebrick.model.ids import MachineId
+from firebrick.node.actor_state import ActorState
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.records import key_of
-from firebrick.node.sandbox_actor import ActorState, SandboxActor
+from firebrick.node.sandbox_actor import SandboxActor
 from firebrick.node.warm_demand import Demand
 from firebrick.node.warm_pool import HOT_FOR_S, WarmLimits, WarmMachine, WarmView, decide_refill
 from firebrick.rpc.node_api import StartSandbox

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +22,12 @@ from firebrick.model.egress import OPEN
 from firebrick.model.errors import FirebrickError, Internal, NotFound, WrongState
 from firebrick.model.ids import SandboxId
 from firebrick.model.machine import ExitCause, MachineExit
+from firebrick.node.actor_state import ActorState
 from firebrick.node.drivers import NodeDrivers
+from firebrick.node.guest_files import HOSTNAME
 from firebrick.node.guest_log import EndedLogs
 from firebrick.node.kept import sandbox_of
-from firebrick.node.machine import HOSTNAME, DiskSource, Machine
+from firebrick.node.machine import DiskSource, Machine
 from firebrick.node.machine_log import MachineLog
 from firebrick.node.orders import Order, failures_of, first_of
 from firebrick.node.records import MachineState
@@ -38,16 +39,6 @@ from firebrick.runtimes.base import RuntimeFailed
 WARM_CHECK_S = 5.0
 
 log = get_log("node")
-
-
-class ActorState(StrEnum):
-    STARTING = "starting"
-    WARM = "warm"
-    CLAIMED = "claimed"
-    RUNNING = "running"
-    PAUSED = "paused"
-    ENDING = "ending"
-    ENDED = "ended"
 
 
 _TALKING = (ActorState.RUNNING, ActorState.CLAIMED)

@@ -22,6 +22,7 @@ from firebrick.model.egress import Egress
 from firebrick.model.errors import DiskFull, FirebrickError, Invalid, NotFound, Unavailable, WrongState
 from firebrick.model.ids import MachineId, SandboxId, SnapshotId, new_machine_id
 from firebrick.model.machine import RuntimeName
+from firebrick.node.actor_state import ActorState
 from firebrick.node.capacity import Capacity, capacity_of, read_facts
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
 from firebrick.node.guest_log import EndedLogs, merge, select
@@ -31,7 +32,7 @@ from firebrick.node.notices import Notices
 from firebrick.node.records import MachineRecord, MachineRecords, MachineState
 from firebrick.node.recovery import recover
 from firebrick.node.refill import WarmPool
-from firebrick.node.sandbox_actor import ActorHooks, ActorState, SandboxActor
+from firebrick.node.sandbox_actor import ActorHooks, SandboxActor
 from firebrick.node.snapshots import Snapshots
 from firebrick.node.task_owner import TaskOwner
 from firebrick.node.template_memory import TemplateMemories

@@ -22,7 +22,8 @@ from firebrick.model.errors import FirebrickError, Internal
 from firebrick.model.ids import BuildId, MachineId, is_machine_id
 from firebrick.model.machine import Limits, RuntimeName
 from firebrick.node.drivers import NodeDrivers, NodeSettings, WarmKey
-from firebrick.node.machine import HOSTNAME, DiskSource, Machine, guest_files
+from firebrick.node.guest_files import HOSTNAME, guest_files
+from firebrick.node.machine import DiskSource, Machine
 from firebrick.node.records import MachineRecord, flush_directory, key_of
 from firebrick.node.saved_memory import SavedMemory, keeper_of, memory_bytes, memory_of
 from firebrick.node.task_owner import TaskOwner

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from firebrick.network.base import Slot
 from firebrick.node.capacity import DISK_OVERCOMMIT, MachineFacts, capacity_of, has_room
-from firebrick.node.machine import ID_COUNT, guest_files, id_shift_of
+from firebrick.node.guest_files import guest_files
+from firebrick.node.machine import ID_COUNT, id_shift_of
 from firebrick.node.usage import CpuMeter, RestWatch
 
 FACTS = MachineFacts(cpu_count=2, memory_mib=8000, disk_mib=100_000, disk_free_mib=50_000)

@@ -20,6 +20,7 @@ from firebrick.runtimes.firecracker.plan import (
     Report,
     Tools,
     bound_files,
+    config_sha256,
     cpu_count,
     jailer_argv,
     machine_config,
@@ -57,6 +58,14 @@ def test_the_configuration() -> None:
     assert "mmds-config" not in config
     assert "entropy" in config
     assert config["vsock"] == {"guest_cid": 3, "uds_path": "/vsock.sock"}
+
+
+def test_a_changed_configuration_has_another_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which memory that was saved before an update is known to be of another kind of machine."""
+    before = config_sha256()
+    assert config_sha256() == before
+    monkeypatch.setattr("firebrick.runtimes.firecracker.plan.BOOT_ARGUMENTS", ("quiet",))
+    assert config_sha256() != before
 
 
 def test_huge_pages_have_no_balloon() -> None:

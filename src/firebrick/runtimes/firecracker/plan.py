@@ -12,7 +12,9 @@ Large files are bound into the jail in a mount namespace that only the monitor h
 nothing need lie on one file system. Drives appear in the guest in the order of DRIVES.
 """
 
+import hashlib
 import io
+import json
 import re
 import shlex
 import tarfile
@@ -224,6 +226,14 @@ def machine_config(
     if not is_huge:
         config["balloon"] = BALLOON
     return config
+
+
+def config_sha256() -> str:
+    """Of the devices and boot arguments of all machines: machines of one sum differ in nothing but their limits, their
+    network and their rates, and by whether they are tracked."""
+    limits = Limits(millicpu=1000, memory_mib=128, disk_mib=1024, process_count=1)
+    config = machine_config(limits, network=None, rates=Rates())
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _drive(name: str, rates: Rates) -> Json:

@@ -25,7 +25,17 @@ from firebrick.runtimes.firecracker.memory import (
     state_version,
     tracks_from_start,
 )
-from firebrick.runtimes.firecracker.plan import MEMORY, SAVE, STATE, Jail, Rates, Tools, cpu_count, rate_changes
+from firebrick.runtimes.firecracker.plan import (
+    MEMORY,
+    SAVE,
+    STATE,
+    Jail,
+    Rates,
+    Tools,
+    config_sha256,
+    cpu_count,
+    rate_changes,
+)
 from firebrick.runtimes.firecracker.saving import (
     SavePlace,
     describe_files,
@@ -94,9 +104,10 @@ class Saves:
             await api.resume()
 
     async def version(self) -> str:
-        """Of kernel, initramfs and format. Raises RuntimeFailed: the tools cannot be used."""
+        """Of kernel, initramfs, format, and what else a guest meets at its boot. Raises RuntimeFailed: the tools cannot
+        be used."""
         facts = await self._read_tools()
-        return "/".join((facts.guest_kernel_sha256, facts.initramfs_sha256, facts.snapshot_version))
+        return "/".join((facts.guest_kernel_sha256, facts.initramfs_sha256, facts.snapshot_version, config_sha256()))
 
     async def refusal(self, directory: Path) -> str:
         """Why a save cannot go on here; "": it can. Raises RuntimeFailed: the tools cannot be used."""
