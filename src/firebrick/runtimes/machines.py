@@ -13,13 +13,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from firebrick.linux.cgroup import Cgroup, CgroupFailed, CgroupLayout, CgroupLimits, CgroupParent, read_layout
 from firebrick.linux.freezer import GroupFreezer
-from firebrick.linux.launch import Launch, launch
+from firebrick.linux.launch import GROUP_END_POLL_S, GROUP_END_POLLS, Launch, launch
 from firebrick.linux.netns import in_own_thread
 from firebrick.linux.process import CommandFailed, ProcessRef
 from firebrick.linux.process_watch import ProcessWatch, processes_with_arguments
@@ -127,10 +128,23 @@ class DetachedMachines:
 
     async def _undo_start(self, machine_id: MachineId) -> None:
         try:
+            await in_own_thread(lambda: self._end_launchers(machine_id))
             await self.destroy(machine_id)
         except RuntimeFailed as exc:
             # What went wrong first is what the caller must hear; `recover` finds this one by its cgroup.
             log.error("machine.start_undo_failed", machine_id=machine_id, reason=exc.message, detail=exc.detail)
+
+    def _end_launchers(self, machine_id: MachineId) -> None:
+        """Of a start that was cut off. Some let a process go that leaves their group and makes cgroups: it must be gone
+        before those are removed. Raises RuntimeFailed: they do not end."""
+        for _ in range(GROUP_END_POLLS):
+            found = [ref for ref, named in self._launchers() if machine_id in named]
+            if not found:
+                return
+            for ref in found:
+                ref.kill()
+            time.sleep(GROUP_END_POLL_S)
+        raise RuntimeFailed(f"The launcher of machine {machine_id} does not end.")
 
     async def _launch(self, spec: MachineSpec, group: Cgroup, plan: StartPlan) -> ProcessWatch:
         with open_console(spec.directory) as console:
@@ -261,11 +275,19 @@ class DetachedMachines:
 
     def _kill_strays(self, running: frozenset[MachineId]) -> None:
         """Launchers that were at work when we were killed, and are in no cgroup yet."""
-        for ref in processes_with_arguments(self._mark):
-            arguments = Path(f"/proc/{ref.pid}/cmdline").read_bytes() if ref.is_alive() else b""
-            named = {MachineId(match) for match in _MACHINE_ID.findall(arguments.decode(errors="replace"))}
+        for ref, named in self._launchers():
             if named and not named & running:
                 ref.kill()
+
+    def _launchers(self) -> Iterator[tuple[ProcessRef, frozenset[MachineId]]]:
+        """Those of ours that run, and the machines that they name."""
+        for ref in processes_with_arguments(self._mark):
+            try:
+                arguments = Path(f"/proc/{ref.pid}/cmdline").read_bytes() if ref.is_alive() else b""
+            except OSError:
+                # It has ended meanwhile.
+                continue
+            yield ref, frozenset(MachineId(name) for name in _MACHINE_ID.findall(arguments.decode(errors="replace")))
 
     def _record_path(self, machine_id: MachineId) -> Path:
         return self._records / f"{machine_id}.json"
