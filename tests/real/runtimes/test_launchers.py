@@ -37,7 +37,8 @@ async def test_one_that_left_its_group_makes_nothing_after_the_undo(tmp_path: Pa
         machine_id=machine_id, directory=tmp_path, rootfs=tmp_path, agent_dir=tmp_path, netns=tmp_path, argv=("true",),
         env={}, hostname="sandbox", limits=Limits(millicpu=1000, memory_mib=64, disk_mib=64, process_count=16),
     )  # fmt: skip
-    starting = asyncio.create_task(machines.start(spec, CgroupLimits(millicpu=1000, memory_bytes=64 << 20, process_count=16), lambda: plan))
+    limits = CgroupLimits(millicpu=1000, memory_bytes=64 << 20, process_count=16)
+    starting = asyncio.create_task(machines.start(spec, limits, lambda: plan))
     await wait_for(told.exists)
     starting.cancel()
     await asyncio.wait([starting])
