@@ -48,14 +48,19 @@ class Watch:
         return int(words[words.index("RssAnon:") + 1]) >> 10
 
 
-def sizes(memory: Path) -> str:
+def packed_bytes(memory: Path) -> int:
+    """What a save's memory takes by zstd, as chunks are packed."""
     packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
     packed = 0
     with memory.open("rb") as file:
         while chunk := file.read(1 << 20):
             packed += len(packer.compress(chunk))
-    packed += len(packer.flush())
-    return f"{memory.stat().st_blocks / 2048:.0f} MiB on the disk, {packed / (1 << 20):.0f} MiB by zstd"
+    return packed + len(packer.flush())
+
+
+def sizes(memory: Path) -> str:
+    on_disk = memory.stat().st_blocks / 2048
+    return f"{on_disk:.0f} MiB on the disk, {packed_bytes(memory) / (1 << 20):.0f} MiB by zstd"
 
 
 async def save(bench: RuntimeBench, spec: MachineSpec, watch: Watch, name: str, figures: Figures) -> None:

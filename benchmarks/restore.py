@@ -21,10 +21,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
 from benchmarks.figures import Figures, machine
-from firebrick.blobs.chunks import LEVEL
+from benchmarks.freed import packed_bytes
 from firebrick.linux.netns import call_inside, in_own_thread
 from firebrick.linux.tap import put_tap_before
 from firebrick.runtimes.base import MachineSpec
@@ -215,12 +213,7 @@ def _children_s() -> float:
 
 def tell_size(save: Path, figures: Figures) -> None:
     memory = save / "memory"
-    packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
-    packed = 0
-    with memory.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            packed += len(packer.compress(chunk))
-    packed += len(packer.flush())
+    packed = packed_bytes(memory)
     found = memory.stat()
     figures.notes.append(
         f"A save: memory of {found.st_size >> 20} MiB takes {found.st_blocks * 512 / (1 << 20):.1f} MiB on the disk "

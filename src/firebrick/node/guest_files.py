@@ -1,4 +1,9 @@
-"""What every guest sees in place of its image's files."""
+"""What every guest sees in place of its image's files, and what it is told when a sandbox takes it."""
+
+from datetime import datetime
+
+from firebrick.guestlink.base import GuestInit
+from firebrick.rpc.node_api import StartSandbox
 
 HOSTNAME = "sandbox"
 """The same in every machine: a warm one is started before its sandbox is known, and /etc/hosts must agree."""
@@ -12,3 +17,15 @@ def guest_files(hostname: str, dns_servers: tuple[str, ...]) -> dict[str, str]:
         "/etc/hostname": f"{hostname}\n",
         "/etc/resolv.conf": "".join(f"nameserver {server}\n" for server in dns_servers),
     }
+
+
+def guest_init(request: StartSandbox, now: datetime) -> GuestInit:
+    return GuestInit(
+        sandbox_id=request.sandbox_id,
+        template_id=request.template_id,
+        timestamp=now,
+        hostname=HOSTNAME,
+        env=request.env,
+        metadata=request.metadata,
+        access_token=request.access_token,
+    )

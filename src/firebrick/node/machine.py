@@ -151,6 +151,11 @@ class Machine:
         return Capability.AGENT_LINE in self.runtime.capabilities
 
     @property
+    def gives_back(self) -> bool:
+        """Whether its guest frees memory that the host cannot see, and can be asked for it."""
+        return Capability.GIVES_BACK in self.runtime.capabilities
+
+    @property
     def freezer(self) -> Freezer | None:
         can = Capability.FREEZE in self.runtime.capabilities
         return cast(Freezer, self.runtime) if can else None
@@ -316,7 +321,7 @@ class Machine:
 
     async def take_back(self) -> None:
         """Of a running machine: the host has what its guest freed, where the runtime can do that."""
-        if Capability.GIVES_BACK not in self.runtime.capabilities:
+        if not self.gives_back:
             return
         freed_bytes = await cast(MemoryGiver, self.runtime).take_back(self.machine_id)
         if freed_bytes:

@@ -13,7 +13,6 @@ from firebrick.node.records import key_of
 from firebrick.node.sandbox_actor import SandboxActor
 from firebrick.node.warm_demand import Demand
 from firebrick.node.warm_pool import HOT_FOR_S, WarmLimits, WarmMachine, WarmView, decide_refill
-from firebrick.rpc.node_api import StartSandbox
 
 MEASURE_EVERY_S = 30.0
 RETRY_FIRST_S = 1.0
@@ -21,7 +20,7 @@ RETRY_LONGEST_S = 60.0
 
 log = get_log("node")
 
-StartActor = Callable[[WarmKey, StartSandbox | None], SandboxActor]
+StartActor = Callable[[WarmKey], SandboxActor]
 
 
 class WarmPool:
@@ -127,7 +126,7 @@ class WarmPool:
         except FirebrickError:
             self._note_failure(key)
             return
-        actor = self._start(key, None)
+        actor = self._start(key)
         self._unclaimed[actor.machine.machine_id] = key
 
     def _end(self, actor: SandboxActor) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from firebrick.clock import Clock
-from firebrick.guestlink.base import GuestInit, GuestSilent
+from firebrick.guestlink.base import GuestSilent
 from firebrick.log import bound, get_log
 from firebrick.model.egress import OPEN
 from firebrick.model.errors import FirebrickError, Internal, NotFound, WrongState
@@ -24,7 +24,7 @@ from firebrick.model.ids import SandboxId
 from firebrick.model.machine import ExitCause, MachineExit
 from firebrick.node.actor_state import ActorState
 from firebrick.node.drivers import NodeDrivers
-from firebrick.node.guest_files import HOSTNAME
+from firebrick.node.guest_files import guest_init
 from firebrick.node.guest_log import EndedLogs
 from firebrick.node.kept import sandbox_of
 from firebrick.node.machine import DiskSource, Machine
@@ -345,10 +345,15 @@ class SandboxActor:
                 log.info("sandbox.reclaimed", sandbox_id=self.sandbox_id, freed_bytes=freed_bytes)
 
     async def _comes_to_rest(self, watch: RestWatch) -> bool:
-        reading = await self.machine.runtime.usage(self.machine.machine_id)
-        if reading is None or self.state is not ActorState.RUNNING:
+        if not self.machine.gives_back or self.state is not ActorState.RUNNING:
             return False
-        return watch.comes_to_rest(now_s=self._clock.monotonic_s(), cpu_ns=reading.cpu_ns)
+        try:
+            reading = await self.machine.runtime.usage(self.machine.machine_id)
+        except FirebrickError as exc:
+            # It is asked again; a sandbox does not end for that.
+            log.warning("sandbox.unmeasured", sandbox_id=self.sandbox_id, reason=exc.message)
+            return False
+        return reading is not None and watch.comes_to_rest(now_s=self._clock.monotonic_s(), cpu_ns=reading.cpu_ns)
 
     async def _take_back(self) -> None:
         if self.state is ActorState.RUNNING:
@@ -418,17 +423,7 @@ class SandboxActor:
         log.info("sandbox.started", sandbox_id=request.sandbox_id, from_warm=self.is_from_warm)
 
     async def _give_settings(self, request: StartSandbox) -> None:
-        await self.machine.link.init(
-            GuestInit(
-                sandbox_id=request.sandbox_id,
-                template_id=request.template_id,
-                timestamp=self._clock.now(),
-                hostname=HOSTNAME,
-                env=request.env,
-                metadata=request.metadata,
-                access_token=request.access_token,
-            )
-        )
+        await self.machine.link.init(guest_init(request, self._clock.now()))
         self.machine.link.close()
 
     # The one way back

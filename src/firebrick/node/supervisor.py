@@ -414,8 +414,8 @@ class NodeAgent:
             raise Invalid(f"This node does not offer the runtime '{runtime}'.")
         return WarmKey(build_id=request.build_id, runtime=RuntimeName(runtime), limits=request.limits)
 
-    def _start_warm(self, key: WarmKey, request: StartSandbox | None) -> SandboxActor:
-        return self._start_actor(key, request, self._memories.source(key))
+    def _start_warm(self, key: WarmKey) -> SandboxActor:
+        return self._start_actor(key, None, self._memories.source(key))
 
     def _start_actor(
         self, key: WarmKey, request: StartSandbox | None, source: DiskSource | None = None

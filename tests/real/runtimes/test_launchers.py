@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from firebrick.linux.cgroup import CgroupLimits
+from firebrick.linux.process_watch import processes_with_arguments
 from firebrick.model.ids import new_machine_id
 from firebrick.model.machine import Limits
 from firebrick.runtimes.base import CONSOLE_NAME, MachineSpec
@@ -43,6 +44,6 @@ async def test_one_that_left_its_group_makes_nothing_after_the_undo(tmp_path: Pa
     starting.cancel()
     await asyncio.wait([starting])
     assert not machines.cgroup(machine_id).exists()
-    await asyncio.sleep(0.1)
+    await wait_for(lambda: not processes_with_arguments(str(root)))
     assert not machines.cgroup(machine_id).exists()
     machines.close()

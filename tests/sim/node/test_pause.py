@@ -94,6 +94,16 @@ async def test_a_sandbox_at_rest_gives_back_what_it_freed(world: World, agent: N
         machine.cpu_ns += 10**15
 
 
+async def test_a_sandbox_that_cannot_be_measured_lives_on(world: World, agent: NodeAgent) -> None:
+    """It is asked again; and where nothing can be given back it is not asked."""
+    started = await agent.start_sandbox(request())
+    world.runtime.offered |= {Capability.GIVES_BACK}
+    world.runtime.fail("usage")
+    machine = world.runtime.machines[started.machine_id]
+    await wait_for(lambda: machine.take_back_count == 1)
+    assert await agent.list_sandboxes() == (started,)
+
+
 async def test_a_full_disk_refuses_a_snapshot_and_harms_nothing(world: World, agent: NodeAgent) -> None:
     """DiskFull, nothing is left, and the sandbox goes on."""
     started = await agent.start_sandbox(request())

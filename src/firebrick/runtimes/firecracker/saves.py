@@ -45,6 +45,9 @@ from firebrick.runtimes.firecracker.saving import (
     read_save,
 )
 
+FIRST_ENTRY_BYTES = 1 << 14
+"""Several times what the kernel says of one processor."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFacts:
@@ -199,10 +202,16 @@ def _large_pages() -> str:
 
 def _host(snapshot_version: str) -> Host:
     return Host(
-        processor=read_processor(Path("/proc/cpuinfo").read_text(errors="replace")),
+        processor=read_processor(_first_processor()),
         kernel=os.uname().release,
         snapshot_version=snapshot_version,
     )
+
+
+def _first_processor() -> str:
+    # The kernel writes an entry for each of hundreds, at each start; the first is what counts.
+    with Path("/proc/cpuinfo").open(errors="replace", buffering=FIRST_ENTRY_BYTES) as file:
+        return file.read(FIRST_ENTRY_BYTES)
 
 
 def _sha256(path: Path) -> str:
